@@ -9,18 +9,16 @@ use super::pool::Pool;
 /// An output that can be split by rows. Made by [`rows_of`]; tuples of outputs are outputs too.
 pub trait RowsMut: Sync {
     /// Some rows of it.
-    type Part<'a>
-    where
-        Self: 'a;
+    type Part;
 
-    /// Number of rows, or None where any number will do.
+    /// Number of rows.
     fn rows(&self) -> usize;
 
     /// The rows `r`.
     ///
     /// # Safety
-    /// No two parts that are alive at the same time may share a row, and `r.end <= self.rows()`.
-    unsafe fn part(&self, r: Range<usize>) -> Self::Part<'_>;
+    /// No two parts that are alive at the same time may share a row.
+    unsafe fn part(&self, r: Range<usize>) -> Self::Part;
 }
 
 /// A slice seen as rows of equal width.
@@ -42,16 +40,13 @@ pub fn rows_of<T: Send>(data: &mut [T], width: usize) -> Rows<'_, T> {
 }
 
 impl<'s, T: Send> RowsMut for Rows<'s, T> {
-    type Part<'a>
-        = &'a mut [T]
-    where
-        Self: 'a;
+    type Part = &'s mut [T];
 
     fn rows(&self) -> usize {
         self.rows
     }
 
-    unsafe fn part(&self, r: Range<usize>) -> &mut [T] {
+    unsafe fn part(&self, r: Range<usize>) -> &'s mut [T] {
         assert!(r.start <= r.end && r.end <= self.rows);
         // SAFETY: inside the borrowed slice by the assertion; disjoint from other parts by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(r.start * self.width), r.len() * self.width) }
@@ -61,13 +56,13 @@ impl<'s, T: Send> RowsMut for Rows<'s, T> {
 macro_rules! tuple_rows {
     ($($name:ident $index:tt),+) => {
         impl<$($name: RowsMut),+> RowsMut for ($($name,)+) {
-            type Part<'a> = ($($name::Part<'a>,)+) where Self: 'a;
+            type Part = ($($name::Part,)+);
 
             fn rows(&self) -> usize {
                 self.0.rows()
             }
 
-            unsafe fn part(&self, r: Range<usize>) -> Self::Part<'_> {
+            unsafe fn part(&self, r: Range<usize>) -> Self::Part {
                 // SAFETY: the caller's promise holds for each member.
                 ($(unsafe { self.$index.part(r.clone()) },)+)
             }
@@ -78,7 +73,7 @@ tuple_rows!(A 0, B 1);
 tuple_rows!(A 0, B 1, C 2);
 
 /// Calls `f(rows, their part of out)` for pieces of at least `grain` rows that together are all rows, once each.
-pub fn for_rows<D: RowsMut>(pool: &Pool, grain: usize, out: D, f: impl Fn(Range<usize>, D::Part<'_>) + Sync) {
+pub fn for_rows<D: RowsMut>(pool: &Pool, grain: usize, out: D, f: impl Fn(Range<usize>, D::Part) + Sync) {
     let rows = out.rows();
     if rows == 0 {
         return;

@@ -10,6 +10,6 @@ mod weights;
 
 pub use block::Policy;
 pub use decoder::{Model, Pass};
-pub use load::{Method, Options, load};
+pub use load::{Options, load};
 pub use params::{Entry, Params};
 pub use spec::{Rope, Spec};

@@ -9,8 +9,7 @@ use crate::device::Exec;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::simd::wide;
 use crate::error::Result;
-use crate::tensor::{Float, Real, Tensor};
-use num_traits::Float as _;
+use crate::tensor::{Real, Tensor};
 
 /// The constants of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]

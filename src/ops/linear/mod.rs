@@ -12,11 +12,13 @@ mod cpu;
 
 use crate::by_dtype;
 use crate::device::Exec;
-use crate::device::gemm::Nf4Ref;
+use crate::device::gemm::{Absmax, Nf4Ref};
 use crate::error::{Error, Result};
+use crate::format::Dtype;
 use crate::ops::Slot;
 use crate::ops::philox::Stream;
-use crate::quant::nf4::Nf4;
+use crate::quant::dynamic8;
+use crate::quant::nf4::{self, Nf4};
 use crate::tensor::{DType, Tensor};
 
 /// The matrix (out, in) of a layer.
@@ -182,5 +184,11 @@ fn check(x: &Tensor, l: &Linear) -> Result<(usize, usize)> {
 
 /// The blocks of an NF4 matrix as the product reads them.
 fn nf4_ref(q: &Nf4) -> Nf4Ref<'_> {
-    q.as_operand()
+    let absmax = match &q.absmax {
+        nf4::Absmax::Plain(absmax) => Absmax::Plain(absmax),
+        nf4::Absmax::Double { codes, absmax2, offset } => {
+            Absmax::Double { codes, code2: dynamic8::code(), absmax2, offset: *offset }
+        }
+    };
+    Nf4Ref { packed: &q.packed, absmax, code: &nf4::CODE, round_bf16: q.source == Dtype::BF16 }
 }

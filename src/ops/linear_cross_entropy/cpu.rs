@@ -8,7 +8,6 @@ use crate::ops::{mat, out};
 use crate::ops::Slot;
 use crate::ops::sums::sum;
 use crate::tensor::{Float, Real, Tensor};
-use num_traits::Float as _;
 
 /// log sum exp of a row.
 #[inline(always)]
