@@ -1,0 +1,1 @@
+pub struct AdapterConfig; pub struct AdapterFile; pub struct Sidecar;
