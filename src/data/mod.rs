@@ -2,6 +2,7 @@
 //!
 //! rows -> [`Record`] (registry, readers, converters) -> [`Sample`] (template, tokenizer, packing) -> [`Batch`].
 
+pub mod order;
 mod types;
 
 pub use types::*;
