@@ -121,7 +121,7 @@ impl Mixer {
         }
         loop {
             let source = self.draw();
-            if self.strategy != MixStrategy::InterleaveOnce || !self.exhausted.get(source)? {
+            if self.strategy != MixStrategy::InterleaveOnce || !*self.exhausted.get(source)? {
                 return Some(source);
             }
         }

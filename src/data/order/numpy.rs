@@ -126,7 +126,15 @@ impl Generator {
     /// `shuffle(items)`.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
-            items.swap(i, self.interval(i as u64) as usize);
+            let (max, mask) = (i as u64, u64::MAX >> (i as u64).leading_zeros());
+            // Masked and rejected, as the legacy generator does it, not multiplied as in `interval`.
+            let swap = loop {
+                let draw = if u32::try_from(max).is_ok() { u64::from(self.next_u32()) } else { self.next_u64() };
+                if draw & mask <= max {
+                    break draw & mask;
+                }
+            };
+            items.swap(i, swap as usize);
         }
     }
 
