@@ -73,6 +73,8 @@ pub struct Mixer {
     /// Draws are made a thousand at a time: the generator's state shows it, where a shuffle shares it.
     drawn: std::vec::IntoIter<usize>,
     turn: usize,
+    /// Concatenated data sets are streamed one after another in random order.
+    order: Vec<usize>,
 }
 
 impl Mixer {
@@ -102,8 +104,9 @@ impl Mixer {
             edges.iter_mut().for_each(|edge| *edge /= running);
             cumulated = Some(edges);
         }
+        let order = rng.clone().permutation(sources);
         let drawn = Vec::new().into_iter();
-        Ok(Self { strategy, exhausted: vec![false; sources], cumulated, rng, drawn, turn: 0 })
+        Ok(Self { strategy, exhausted: vec![false; sources], cumulated, rng, drawn, turn: 0, order })
     }
 
     /// The data set to take a row from, or `None` at the end.
@@ -117,7 +120,7 @@ impl Mixer {
             return None;
         }
         if self.strategy == MixStrategy::Concat {
-            return self.exhausted.iter().position(|&e| !e);
+            return self.order.iter().copied().find(|&source| self.exhausted.get(source) == Some(&false));
         }
         loop {
             let source = self.draw();
