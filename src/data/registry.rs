@@ -128,7 +128,7 @@ const TAG_KEYS: [&str; 7] =
 /// [`Error::Dataset`] for a name that is neither, with the nearest one, and for an entry that asks for what is not
 /// built; [`Error::File`] for a registry that cannot be read or an entry that is wrong.
 pub fn find(names: &[String], dataset_dir: &Path) -> Result<Vec<DatasetSpec>> {
-    if let Some(text @ ("ONLINE" | _)) = dataset_dir.to_str().filter(|dir| *dir == "ONLINE" || dir.starts_with("REMOTE:")) {
+    if let Some(text) = dataset_dir.to_str().filter(|dir| *dir == "ONLINE" || dir.starts_with("REMOTE:")) {
         return Err(Error::config(
             "dataset_dir",
             format!("is {text}: data sets of a hub are not read; download the files and give their folder"),
@@ -302,7 +302,7 @@ impl Registry {
                 return Err(self.wrong(name, why));
             }
         };
-        if formatting != Formatting::Alpaca && formatting != Formatting::Sharegpt {
+        if matches!(formatting, Formatting::Openai { .. }) {
             log::warn!(
                 "data set `{name}`: `formatting: openai` adds \"detailed thinking off\" to its system prompts, as \
                  LLaMA-Factory does; `sharegpt` with tags for role, content, user, assistant and system does not"
@@ -372,12 +372,11 @@ impl Registry {
         let need = |key: &str| {
             get(key)?.ok_or_else(|| self.wrong(name, format!("`tags` does not name `{key}`: the block replaces all defaults")))
         };
-        let mut user_and_assistant = [need("user_tag")?, need("assistant_tag")?].map(Some).into_iter();
         Ok(Tags {
             role: need("role_tag")?,
             content: need("content_tag")?,
-            user: user_and_assistant.next().flatten(),
-            assistant: user_and_assistant.next().flatten(),
+            user: Some(need("user_tag")?),
+            assistant: Some(need("assistant_tag")?),
             observation: get("observation_tag")?,
             function: get("function_tag")?,
             system: get("system_tag")?,
@@ -519,7 +518,9 @@ mod tests {
         assert!(files[0].ends_with("1.csv") && files[1].ends_with("2.csv") && files.len() == 2);
         fs::write(dir.path().join("many/3.txt"), "").unwrap();
         assert!(find("many").unwrap_err().to_string().contains("same type"));
-        assert_eq!(from_path("x", &dir.path().join("many"), true).unwrap_err().to_string().contains("same type"), true);
+        fs::remove_file(dir.path().join("many/3.txt")).unwrap();
+        fs::write(dir.path().join("many/README.md"), "").unwrap();
+        assert_eq!(from_path("x", &dir.path().join("many"), true).unwrap().files, files);
     }
 
     #[test]
