@@ -4,7 +4,7 @@ use super::{Aligned, DatasetReport};
 use crate::config::Stage;
 use crate::data::convert::{convert, guess};
 use crate::data::read::{Row, Rows, rows};
-use crate::data::registry::{DatasetSpec, Format};
+use crate::data::registry::{DatasetSpec, Format, Formatting};
 use crate::error::{Error, Result};
 
 /// Reads and converts a data set's rows, counting those skipped. The first error ends it.
@@ -58,7 +58,7 @@ impl Aligner {
             None => guess(row)?,
         };
         self.unseen = format.expected.clone();
-        if self.stage == Stage::Sft && format.columns.messages.is_none() | (format.formatting == crate::data::registry::Formatting::Alpaca) {
+        if self.stage == Stage::Sft && format.formatting == Formatting::Alpaca {
             match &format.columns.response {
                 Some(response) if !self.unseen.contains(response) => self.unseen.push(response.clone()),
                 Some(_) => {}
@@ -83,7 +83,7 @@ impl Aligner {
             self.check_columns()?;
         }
         let required = match format.formatting {
-            crate::data::registry::Formatting::Alpaca => &format.columns.prompt,
+            Formatting::Alpaca => &format.columns.prompt,
             _ => &format.columns.messages,
         };
         // Named as a missing column of the data set, rather than as a malformed row, while no row had it.
