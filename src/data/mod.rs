@@ -2,6 +2,11 @@
 //!
 //! rows -> [`Record`] (registry, readers, converters) -> [`Sample`] (template, tokenizer, packing) -> [`Batch`].
 
+pub mod convert;
+pub mod order;
+pub mod read;
+pub mod registry;
+pub mod source;
 mod types;
 
 pub use types::*;
