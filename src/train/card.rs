@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::json::{float_repr, round};
 use super::state::TrainerState;
 use crate::config::Config;
-use crate::config::run::{FinetuningType, Precision, SchedulerType, Stage};
+use crate::config::{FinetuningType, Precision, SchedulerType, Stage};
 use crate::error::Result;
 use crate::format::atomic::write_atomic;
 

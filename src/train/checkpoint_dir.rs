@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::log_files::TRAINER_LOG;
 use super::state::TRAINER_STATE;
 use super::tensorboard;
-use crate::config::run::Resume;
+use crate::config::Resume;
 use crate::error::{Error, Result};
 use crate::format::atomic::sync_dir;
 

@@ -5,7 +5,7 @@
 
 use std::f64::consts::PI;
 
-use crate::config::run::{SchedulerType, Strategy, TrainConfig};
+use crate::config::{SchedulerType, Strategy, TrainConfig};
 use crate::error::{Error, Result};
 
 /// More steps than this are a mistake in the config, and would no longer be exact in f64.

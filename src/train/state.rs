@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::json;
 use super::progress::LogRow;
 use super::schedule::{Cadence, Steps};
-use crate::config::run::{Strategy, TrainConfig};
+use crate::config::{Strategy, TrainConfig};
 use crate::error::{Error, Result};
 use crate::format::atomic::write_atomic;
 
