@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::atomic::write_bytes_atomic;
+use super::atomic::write_atomic;
 use super::safetensors::{self, Checkpoint, Dtype, TensorSpec};
 use crate::error::{Error, Result};
 
@@ -425,9 +425,9 @@ pub fn write<'a>(
         .unzip();
     let mut values = values.into_iter();
     safetensors::write_file(&folder.join(TENSORS), &specs, |_, sink| sink.f32(values.next().unwrap_or(&[])))?;
-    write_bytes_atomic(&folder.join(CONFIG), format!("{:#}", config.to_json()).as_bytes())?;
+    write_atomic(&folder.join(CONFIG), format!("{:#}", config.to_json()).as_bytes())?;
     let sidecar = serde_json::to_string_pretty(sidecar).map_err(|e| Error::file(folder.join(SIDECAR), e.to_string()))?;
-    write_bytes_atomic(&folder.join(SIDECAR), format!("{sidecar}\n").as_bytes())
+    write_atomic(&folder.join(SIDECAR), format!("{sidecar}\n").as_bytes())
 }
 
 #[cfg(test)]

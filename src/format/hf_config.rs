@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::atomic::write_bytes_atomic;
+use super::atomic::write_atomic;
 use crate::config::RopeScalingChoice;
 use crate::error::{Error, Result};
 
@@ -168,7 +168,7 @@ pub fn carry(from: &Path, to: &Path, dtype: Option<&str>) -> Result<()> {
             format!("{:#}\n", Value::Object(config))
         }
     };
-    write_bytes_atomic(&to.join("config.json"), text.as_bytes())
+    write_atomic(&to.join("config.json"), text.as_bytes())
 }
 
 type Answer<T> = std::result::Result<T, String>;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use half::bf16;
 use serde_json::{Map, Value, json};
 
-use super::atomic::{Sink, write_atomic, write_bytes_atomic};
+use super::atomic::{Sink, write_atomic, write_stream};
 use super::convert;
 use super::mmap::MappedFile;
 use crate::error::{Error, Result};
@@ -573,7 +573,7 @@ fn write_specs(
     }
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(8), b' '); // so that the data are aligned to 8
-    write_atomic(path, |sink| {
+    write_stream(path, |sink| {
         sink.bytes(&(header.len() as u64).to_le_bytes())?;
         sink.bytes(&header)?;
         for spec in specs {
@@ -627,7 +627,7 @@ pub fn write_model(
     let mut keep: Vec<String> = (0..shards.len()).map(name).collect();
     if shards.len() > 1 {
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
-        write_bytes_atomic(&folder.join(INDEX), format!("{index:#}\n").as_bytes())?;
+        write_atomic(&folder.join(INDEX), format!("{index:#}\n").as_bytes())?;
         keep.push(INDEX.into());
     }
     remove_stale(folder, &keep)
