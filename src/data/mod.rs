@@ -2,6 +2,13 @@
 //!
 //! rows -> [`Record`] (registry, readers, converters) -> [`Sample`] (template, tokenizer, packing) -> [`Batch`].
 
+pub mod batch;
+pub mod cache;
+pub mod encode;
+pub mod inspect;
+mod pack;
+pub mod template;
+pub mod tokenizer;
 mod types;
 
 pub use types::*;
