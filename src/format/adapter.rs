@@ -319,6 +319,11 @@ impl AdapterFile {
         Ok(adapter)
     }
 
+    /// The name in the file of a module's A, B or (by the tensor's name in the base) saved whole.
+    pub fn tensor_of(&self, module: &str, part: Part) -> Option<&str> {
+        self.entries.iter().find(|e| e.part == part && e.module == module).map(|e| e.name.as_str())
+    }
+
     /// Paths of the modules that have A and B, sorted.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
         self.entries.iter().filter(|e| e.part == Part::A).map(|e| e.module.as_str())

@@ -11,7 +11,9 @@ use super::weights::{Adapter, Layer, Vector, Weight};
 use crate::by_dtype;
 use crate::config::{FinetuningType, RopeScalingChoice, TuneConfig};
 use crate::device::Device;
+use crate::device::gemm::{DstView, View, gemm};
 use crate::error::{Error, Result};
+use crate::format::adapter::Part;
 use crate::format::{AdapterFile, Checkpoint, HfConfig};
 use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
@@ -20,6 +22,9 @@ use crate::tensor::{DType, Float, Real, Tensor};
 
 /// The linear layers of a block: name, and the part of the block it stands in.
 const LINEARS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// Deviation of weights that start at random: transformers' default.
+const INITIALIZER_RANGE: f64 = 0.02;
 
 /// How a model is to be loaded.
 pub struct Options<'a> {
@@ -60,10 +65,13 @@ enum Init {
 /// [`Error::Weights`] for a missing or misshapen tensor, [`Error::Config`] for a target that names no module, and
 /// whatever reading the files gives.
 pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize, usize)) -> Result<Model> {
-    let config = HfConfig::read(folder)?;
-    let spec = families::spec(&config, o.rope_scaling, o.max_positions)?;
+    let mut config = HfConfig::open(folder)?;
+    if let Some(choice) = o.rope_scaling {
+        config.scale_rope(choice, o.max_positions);
+    }
+    let spec = families::spec(&config, o.max_positions)?;
     let checkpoint = if o.from_scratch { None } else { Some(Checkpoint::open(folder)?) };
-    let adapters = o.adapters.iter().map(AdapterFile::open).collect::<Result<Vec<_>>>()?;
+    let adapters = o.adapters.iter().map(|path| AdapterFile::open(path)).collect::<Result<Vec<_>>>()?;
     // All but the last adapter are merged; the last is trained on, unless a new one is asked for.
     let merged = if o.method.create_new_adapter { adapters.len() } else { adapters.len().saturating_sub(1) };
     if merged > 0 && o.nf4.is_some() {
@@ -82,7 +90,6 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         modules: 0,
         done: 0,
         progress,
-        config_std: config.initializer_range,
     };
     b.check_names()?;
 
@@ -104,7 +111,7 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
     let mut params = Params::new(entries, o.dtype, device)?;
     if !device.is_plan() {
         for (i, from) in init.iter().enumerate() {
-            let values = first_values(&params.entries[i], i, from, o, checkpoint.as_ref(), &adapters, config.initializer_range)?;
+            let values = first_values(&params.entries[i], i, from, o, checkpoint.as_ref(), &adapters)?;
             params.set(i, &values)?;
         }
         params.refresh();
@@ -128,7 +135,6 @@ struct Builder<'a> {
     modules: u32,
     done: usize,
     progress: &'a dyn Fn(usize, usize),
-    config_std: f64,
 }
 
 impl Builder<'_> {
@@ -183,7 +189,7 @@ impl Builder<'_> {
         match m.finetuning_type {
             FinetuningType::Full => true,
             FinetuningType::Lora => match self.trained {
-                Some((_, a)) => a.saved_modules().any(|name| name == module),
+                Some((_, a)) => a.entries.iter().any(|e| e.part == Part::Saved && module_of(&e.module) == module),
                 None => extra(&m.additional_target),
             },
             FinetuningType::Freeze => {
@@ -260,7 +266,7 @@ impl Builder<'_> {
             let name = format!("{module}.{kind}");
             let from = match self.trained {
                 Some((i, a)) if self.o.method.finetuning_type == FinetuningType::Lora => {
-                    Init::Adapter(i, a.saved_tensor_name(&name))
+                    Init::Adapter(i, a.tensor_of(&name, Part::Saved).unwrap_or(&name).to_string())
                 }
                 _ => Init::Checkpoint(source.to_string()),
             };
@@ -299,7 +305,7 @@ impl Builder<'_> {
         let mut t = Tensor::unwritten(rows, cols, self.o.dtype, self.device)?;
         if !self.device.is_plan() {
             by_dtype!(t.dtype(), T => for (i, x) in t.slice_mut::<T>().iter_mut().enumerate() {
-                let value = if norm { 1.0 } else { f64::from(normal(stream, i as u64)) * self.config_std };
+                let value = if norm { 1.0 } else { f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE };
                 *x = T::round(<T as Float>::Acc::of(value));
             });
         }
@@ -309,9 +315,15 @@ impl Builder<'_> {
     /// W += scale B A for every adapter that is merged.
     fn merge(&self, module: &str, kind: &str, w: &mut Tensor) -> Result<()> {
         for a in self.merged.iter().filter(|_| kind == "weight") {
-            let Some(pair) = a.lora(module)? else { continue };
-            let (rows, cols) = (w.rows(), w.cols());
-            let delta = pair.delta(rows, cols)?;
+            let Some((name_a, name_b)) = a.tensor_of(module, Part::A).zip(a.tensor_of(module, Part::B)) else { continue };
+            let (out, inn, r) = (w.rows(), w.cols(), a.config.rank_of(module));
+            let (mut va, mut vb) = (vec![0.0f32; r * inn], vec![0.0f32; out * r]);
+            a.tensors.expect(name_a, &[r, inn])?.read_f32(&mut va)?;
+            a.tensors.expect(name_b, &[out, r])?.read_f32(&mut vb)?;
+            let scale = a.config.scale_of(module) as f32;
+            let mut delta = vec![0.0f32; out * inn];
+            let product = (View::f32(&vb, out, r), View::f32(&va, r, inn), DstView::f32(&mut delta, out, inn));
+            gemm(None, scale, product.0, product.1, 0.0, product.2);
             by_dtype!(w.dtype(), T => for (w, d) in w.slice_mut::<T>().iter_mut().zip(&delta) {
                 *w = T::round(w.acc() + <T as Float>::Acc::of(f64::from(*d)));
             });
@@ -327,10 +339,10 @@ impl Builder<'_> {
         let (name_a, name_b) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));
         let (r, scale, from_a, from_b) = match self.trained {
             Some((i, file)) => {
-                let Some(pair) = file.lora(module)? else { return Ok(None) };
-                pair.expect(out, inn)?;
-                let (a, b) = (Init::Adapter(i, pair.a.name.to_string()), Init::Adapter(i, pair.b.name.to_string()));
-                (pair.r, pair.scale, a, b)
+                let named = file.tensor_of(module, Part::A).zip(file.tensor_of(module, Part::B));
+                let Some((a, b)) = named else { return Ok(None) };
+                let (a, b) = (Init::Adapter(i, a.to_string()), Init::Adapter(i, b.to_string()));
+                (file.config.rank_of(module), file.config.scale_of(module), a, b)
             }
             None => {
                 if !m.lora_target.iter().any(|t| t == "all" || matches_module(module, t)) {
@@ -363,7 +375,6 @@ fn first_values(
     o: &Options,
     checkpoint: Option<&Checkpoint>,
     adapters: &[AdapterFile],
-    std: f64,
 ) -> Result<Vec<f32>> {
     let n = e.rows * e.cols;
     let stream = Stream { seed: o.seed, step: 0, module: index as u32 };
@@ -384,7 +395,7 @@ fn first_values(
         (Init::Checkpoint(_), None) if e.name.ends_with(".bias") => {}
         (Init::Checkpoint(_), None) => {
             for (i, x) in values.iter_mut().enumerate() {
-                *x = (f64::from(normal(stream, i as u64)) * std) as f32;
+                *x = (f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE) as f32;
             }
         }
     }
@@ -394,6 +405,11 @@ fn first_values(
 /// Whether `module` is called `name`, or ends with it as a path.
 fn matches_module(module: &str, name: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// `lm_head.weight` -> `lm_head`.
+fn module_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
 }
 
 /// `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`).

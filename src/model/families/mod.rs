@@ -7,7 +7,6 @@ mod qwen3;
 mod rope;
 
 use super::spec::Spec;
-use crate::config::RopeScalingChoice;
 use crate::error::{Error, Result};
 use crate::format::HfConfig;
 
@@ -21,11 +20,11 @@ const FAMILIES: [Family; 4] =
 ///
 /// # Errors
 /// [`Error::Config`] if the family is not supported, [`Error::File`] if its numbers do not fit together.
-pub fn spec(c: &HfConfig, scaling: Option<RopeScalingChoice>, max_positions: usize) -> Result<Spec> {
+pub fn spec(c: &HfConfig, max_positions: usize) -> Result<Spec> {
     let Some((name, read)) = FAMILIES.iter().find(|(name, _)| *name == c.model_type) else {
         let names: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
         let why = format!("is of the family `{}`; supported are {}", c.model_type, names.join(", "));
         return Err(Error::config("model_name_or_path", why));
     };
-    read(c, Spec::common(name, c, rope::rope(c, scaling, max_positions)?))
+    read(c, Spec::common(name, c, rope::rope(c, max_positions)?))
 }

@@ -3,5 +3,5 @@
 use super::{HfConfig, Result, Spec};
 
 pub(super) fn spec(c: &HfConfig, common: Spec) -> Result<Spec> {
-    Ok(Spec { windows: c.windows(), qkv_bias: true, o_bias: false, mlp_bias: false, ..common })
+    Ok(Spec { windows: c.windows.clone(), qkv_bias: true, o_bias: false, mlp_bias: false, ..common })
 }

@@ -3,5 +3,5 @@
 use super::{HfConfig, Result, Spec};
 
 pub(super) fn spec(c: &HfConfig, common: Spec) -> Result<Spec> {
-    Ok(Spec { windows: c.windows(), qk_norm: true, mlp_bias: false, ..common })
+    Ok(Spec { windows: c.windows.clone(), qk_norm: true, mlp_bias: false, ..common })
 }

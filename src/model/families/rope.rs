@@ -2,71 +2,34 @@
 
 use std::f64::consts::PI;
 
-use crate::config::RopeScalingChoice;
 use crate::error::{Error, Result};
 use crate::format::HfConfig;
-use crate::format::hf_config::RopeScaling;
+use crate::format::hf_config::RopeKind;
 use crate::model::spec::Rope;
 
-/// The config's rope, or the scaling that the user asked for if sequences are longer than what the model was made for.
-pub(super) fn rope(c: &HfConfig, asked: Option<RopeScalingChoice>, max_positions: usize) -> Result<Rope> {
-    let scaling = match asked {
-        Some(choice) => match asked_for(choice, c, max_positions) {
-            Some(scaling) => scaling,
-            None => {
-                log::warn!("rope_scaling has no effect: no sequence is longer than the model was made for");
-                c.rope_scaling.clone()
-            }
-        },
-        None => c.rope_scaling.clone(),
-    };
-    frequencies(c.head_dim, c.rope_theta, &scaling, c.max_position_embeddings, max_positions)
+/// The rotary embedding of a config, for sequences of up to `longest` tokens.
+///
+/// # Errors
+/// [`Error::Config`] for dynamic scaling beyond the length that the model was made for.
+pub(super) fn rope(c: &HfConfig, longest: usize) -> Result<Rope> {
+    frequencies(c.head_dim, c.rope.theta, &c.rope.kind, c.max_position_embeddings, longest)
 }
 
-/// The scaling with the smallest whole factor that covers `max_positions`; None if none is needed.
-fn asked_for(choice: RopeScalingChoice, c: &HfConfig, max_positions: usize) -> Option<RopeScaling> {
-    let made_for = c.rope_scaling.original_max_positions().unwrap_or(c.max_position_embeddings);
-    if max_positions <= made_for {
-        return None;
-    }
-    let factor = max_positions.div_ceil(made_for) as f64;
-    Some(match choice {
-        RopeScalingChoice::Linear => RopeScaling::Linear { factor },
-        RopeScalingChoice::Dynamic => RopeScaling::Dynamic { factor },
-        RopeScalingChoice::Yarn => RopeScaling::Yarn {
-            factor,
-            original_max_position_embeddings: made_for,
-            attention_factor: None,
-            mscale: None,
-            mscale_all_dim: None,
-            beta_fast: 32.0,
-            beta_slow: 1.0,
-            truncate: true,
-        },
-        RopeScalingChoice::Llama3 => RopeScaling::Llama3 {
-            factor,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_position_embeddings: made_for,
-        },
-    })
-}
-
-fn frequencies(head_dim: usize, theta: f64, scaling: &RopeScaling, made_for: usize, longest: usize) -> Result<Rope> {
+fn frequencies(head_dim: usize, theta: f64, kind: &RopeKind, made_for: usize, longest: usize) -> Result<Rope> {
     // f32 from the power on, as in PyTorch.
     let base: Vec<f32> =
         (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
     let plain = |freq: Vec<f32>| Ok(Rope { freq, factor: 1.0 });
-    match *scaling {
-        RopeScaling::Default => plain(base),
-        RopeScaling::Linear { factor } => plain(base.iter().map(|f| f / factor as f32).collect()),
+    match *kind {
+        RopeKind::Default => plain(base),
+        RopeKind::Linear { factor } => plain(base.iter().map(|f| f / factor as f32).collect()),
         // Below the length that the model was made for, dynamic scaling changes nothing.
-        RopeScaling::Dynamic { .. } if longest <= made_for => plain(base),
-        RopeScaling::Dynamic { .. } => {
+        RopeKind::Dynamic { .. } if longest <= made_for => plain(base),
+        RopeKind::Dynamic { .. } => {
             let why = format!("dynamic changes with the length of each batch and is not built beyond {made_for} tokens");
             Err(Error::config("rope_scaling", format!("{why}; use linear, yarn or llama3, or a cutoff_len up to that")))
         }
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+        RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let context = original_max_position_embeddings as f64;
             let scale = |&f: &f32| {
                 let wavelength = 2.0 * PI / f64::from(f);
@@ -81,7 +44,7 @@ fn frequencies(head_dim: usize, theta: f64, scaling: &RopeScaling, made_for: usi
             };
             plain(base.iter().map(scale).collect())
         }
-        RopeScaling::Yarn {
+        RopeKind::Yarn {
             factor,
             original_max_position_embeddings,
             attention_factor,
