@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import bitsandbytes.functional as bnb
@@ -211,8 +212,13 @@ def sentencepiece_like():
     head = ["<unk>", "<s>", "</s>"] + [f"<0x{b:02X}>" for b in range(256)]
     learner = Tokenizer(models.BPE(unk_token="<unk>"))
     learner.pre_tokenizer = pre_tokenizers.Metaspace()
-    # Forty letters and "▁"; all else, Chinese among it, is spelt in bytes.
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, special_tokens=head, limit_alphabet=41, show_progress=False)
+    # Forty letters and "▁"; all else, Chinese among it, is spelt in bytes. Chosen here, since the trainer breaks ties
+    # between equally frequent letters at random.
+    counts = Counter("".join(corpus()).replace(" ", "").replace("\n", "").replace("\t", ""))
+    letters = ["▁"] + sorted(sorted(counts), key=lambda c: -counts[c])[:40]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB, special_tokens=head, initial_alphabet=letters, limit_alphabet=41, show_progress=False
+    )
     learner.train_from_iterator(corpus(), trainer)
     learnt = json.loads(learner.to_str())["model"]
     tok = Tokenizer(
@@ -465,12 +471,28 @@ def make_family(name, config, style, tokenizer, seed):
     keep("bf16", bf16(path, adapter, lambda p: base(p, torch.bfloat16)))
     keep("bf16_of_f32", bf16(path, adapter, base))
     keep("nf4_bf16", bf16(path, adapter, lambda p: quantised(p, torch.bfloat16, True)))
+    if name == "qwen3":
+        extra_folders(path, adapter)
     for module in {"llama3": ["lm_head"], "qwen3": ["embed_tokens"]}.get(name, []):
         extra = path / f"adapter_{module}"
         save_adapter(base(path), extra, gen, modules_to_save=[module])
         wanted = (f"grad.base_model.model.{module}", f"grad.base_model.model.model.{module}", "grad.base_model.model.model.layers.1.mlp")
         keep(module, exact(PeftModel.from_pretrained(base(path), extra, is_trainable=True)), only=wanted)
     (path / "golden" / "losses.json").write_text(json.dumps(losses, indent=2) + "\n")
+
+
+def extra_folders(path, adapter):
+    """For the runs: the same model stored in bf16, and the same adapter with rank-stabilised scaling."""
+    half = path.parent / (path.name + "_bf16")
+    shutil.rmtree(half, ignore_errors=True)
+    base(path, torch.bfloat16).save_pretrained(half)
+    (half / "generation_config.json").unlink(missing_ok=True)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(path / file, half)
+    stable = path / "adapter_rslora"
+    shutil.copytree(adapter, stable)
+    config = json.loads((stable / "adapter_config.json").read_text()) | {"use_rslora": True}
+    (stable / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def make_nf4():
