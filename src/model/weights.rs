@@ -4,7 +4,7 @@ use super::params::Params;
 use crate::ops::Slot;
 use crate::ops::linear::{self, Linear, Matrix};
 use crate::ops::philox::Stream;
-use crate::quant::nf4::Nf4;
+use crate::quant::nf4::{Absmax, Nf4};
 use crate::tensor::Tensor;
 
 /// One matrix or vector.
@@ -40,7 +40,7 @@ impl Weight {
     pub(super) fn frozen_bytes(&self) -> (u64, u64) {
         match self {
             Weight::Frozen(t) => (t.bytes() as u64, 0),
-            Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, q.is_double())),
+            Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. }))),
             Weight::Planned { out, inn, double } => (0, Nf4::bytes(*out, *inn, *double)),
             Weight::Trained(_) => (0, 0),
         }

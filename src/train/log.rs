@@ -76,6 +76,7 @@ impl Terminal {
 impl Observer for Terminal {
     fn observe(&mut self, event: &Event<'_>) -> Result<Control> {
         match event {
+            Event::Preparing { what } => self.say(what),
             Event::Start(info) => {
                 self.clock = Some(Clock::new(info));
                 self.pace = Pace { total: info.total_steps, tokens: info.start_tokens, ..Pace::default() };

@@ -19,6 +19,8 @@ pub enum Control {
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {
+    /// A longer piece of work begins, before the first step: reading, tokenising, loading.
+    Preparing { what: &'a str },
     /// Before the first step of this process.
     Start(&'a RunInfo<'a>),
     /// After each optimizer step.
