@@ -103,8 +103,8 @@ fn format_of(path: &Path) -> Option<Format> {
 /// # Errors
 /// [`Error::File`] if it cannot be read or is not such a file.
 pub(super) fn file(path: &Path) -> Result<Vec<Entry>> {
-    let format =
-        format_of(path).ok_or_else(|| Error::file(path, "is no config file: its name must end in .yaml, .yml or .json"))?;
+    let format = format_of(path)
+        .ok_or_else(|| Error::file(path, "is no config file: its name must end in .yaml, .yml or .json"))?;
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot read the config", &e))?;
     if !meta.is_file() {
         return Err(Error::file(path, "is no file"));
@@ -213,8 +213,11 @@ fn one_line(message: &str) -> String {
 
 /// A text fit for a line of output: control characters escaped, cut after 80 characters.
 pub(super) fn printable(text: &str) -> String {
-    let mut out: String =
-        text.chars().take(240).flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect();
+    let mut out: String = text
+        .chars()
+        .take(240)
+        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
+        .collect();
     if text.chars().nth(240).is_some() {
         out.push_str("...");
     }
@@ -339,7 +342,7 @@ mod tests {
             "just text",
             "a: [1",
             "a: b: c",
-            "\ta: 1",
+            "a:\n  b: 1\n\tc: 2",
             "a: *nowhere",
             "a: {b: 1, b: 2}",
             "<<: {a: 1}",
@@ -370,7 +373,8 @@ mod tests {
     #[test]
     fn arguments_as_users_type_them() {
         let split = |line: &str| split_args(&line.split(' ').map(String::from).collect::<Vec<_>>());
-        let (file, pairs) = split("a.yaml learning_rate=1e-4 --output-dir=x --bf16 --max_steps -1 --do_train lora_rank=4").unwrap();
+        let (file, pairs) =
+            split("a.yaml learning_rate=1e-4 --output-dir=x --bf16 --max_steps -1 --do_train lora_rank=4").unwrap();
         assert_eq!(file, Some(PathBuf::from("a.yaml")));
         let want = [
             ("learning_rate", "1e-4"),
@@ -394,12 +398,8 @@ mod tests {
     fn overrides_replace_merge_and_follow_the_dialect() {
         let mut entries =
             parse(Path::new("c"), "batch_size: 4\nlr_scheduler_kwargs: {num_cycles: 2}", Format::Yaml).unwrap();
-        let pairs = [
-            ("per_device_train_batch_size", "8"),
-            ("lr_scheduler_kwargs.power", "2.0"),
-            ("seed", "1"),
-            ("seed", "7"),
-        ];
+        let pairs =
+            [("per_device_train_batch_size", "8"), ("lr_scheduler_kwargs.power", "2.0"), ("seed", "1"), ("seed", "7")];
         override_with(&mut entries, &pairs.map(|(k, v)| (k.to_string(), v.to_string())));
         let got: Vec<_> = entries.iter().map(|e| (e.typed.as_str(), e.value.clone())).collect();
         assert_eq!(

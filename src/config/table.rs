@@ -57,7 +57,10 @@ pub const KEYS: &[(&str, Status)] = &[
     // The model.
     ("model_name_or_path", Works),
     ("adapter_name_or_path", Works),
-    ("adapter_folder", refused(Unset, "asks for a subfolder of a hub adapter, which is not built; give its local path")),
+    (
+        "adapter_folder",
+        refused(Unset, "asks for a subfolder of a hub adapter, which is not built; give its local path"),
+    ),
     ("cache_dir", Works),
     ("use_fast_tokenizer", NoEffect("tokenizer.json is always used")),
     ("resize_vocab", refused(Off, "asks for a resized vocabulary, which is not built")),
@@ -81,7 +84,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("upcast_layernorm", NoEffect(F32_SUMS)),
     ("upcast_lmhead_output", NoEffect(F32_SUMS)),
     ("train_from_scratch", Works),
-    ("infer_backend", refused(Words(&["huggingface"]), "asks for another inference engine; only `huggingface` is accepted")),
+    (
+        "infer_backend",
+        refused(Words(&["huggingface"]), "asks for another inference engine; only `huggingface` is accepted"),
+    ),
     ("offload_folder", NoEffect("weights are never offloaded to disk")),
     ("use_kv_cache", NoEffect(GENERATION)),
     ("use_v1_kernels", NoEffect(PYTORCH)),
@@ -195,7 +201,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("use_cache", NoEffect(PYTORCH)),
     ("neftune_noise_alpha", Works),
     ("torch_empty_cache_steps", NoEffect(PYTORCH)),
-    ("auto_find_batch_size", NoEffect("memory is planned before step 1, and a plan that does not fit names one that does")),
+    (
+        "auto_find_batch_size",
+        NoEffect("memory is planned before step 1, and a plan that does not fit names one that does"),
+    ),
     ("logging_strategy", Works),
     ("logging_steps", Works),
     ("logging_first_step", Works),
@@ -238,7 +247,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("load_best_model_at_end", Works),
     ("metric_for_best_model", Works),
     ("greater_is_better", Works),
-    ("ignore_data_skip", refused(Off, "asks to see rows again after a resume; a resumed run goes on with the next row")),
+    (
+        "ignore_data_skip",
+        refused(Off, "asks to see rows again after a resume; a resumed run goes on with the next row"),
+    ),
     ("restore_callback_states_from_checkpoint", NoEffect("a resumed run always restores its whole state")),
     ("full_determinism", NoEffect("every run is deterministic")),
     ("seed", Works),
@@ -255,7 +267,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("label_names", NoEffect(PYTORCH)),
     (
         "train_sampling_strategy",
-        refused(Words(&["random"]), "asks for an order that is not built; for file order set `disable_shuffling: true`"),
+        refused(
+            Words(&["random"]),
+            "asks for an order that is not built; for file order set `disable_shuffling: true`",
+        ),
     ),
     ("length_column_name", NoEffect("rows are not grouped by length")),
     ("ddp_find_unused_parameters", NoEffect(ONE_DEVICE)),
@@ -436,6 +451,7 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("load_in_4bit", "quantization_bit"),
     ("num_epochs", "num_train_epochs"),
     ("lr_scheduler", "lr_scheduler_type"),
+    ("per_device_batch_size", "per_device_train_batch_size"),
     ("micro_batch_size", "per_device_train_batch_size"),
     ("checkpoint_dir", "adapter_name_or_path"),
 ];
