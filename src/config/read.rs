@@ -29,6 +29,9 @@ pub(super) struct Entry {
     pub text: Option<String>,
 }
 
+/// A key and the text of its value, from the command line.
+pub(super) type Pair = (String, String);
+
 /// A config is a page of settings: beyond this size it is something else.
 const MAX_BYTES: u64 = 1 << 20;
 /// The deepest value anyone nests (`deepspeed` given in place) has half of this.
@@ -41,7 +44,7 @@ const MAX_DEPTH: usize = 32;
 ///
 /// # Errors
 /// [`Error::Config`] for a token that is none of these, or a second file.
-pub(super) fn split_args(args: &[String]) -> Result<(Option<PathBuf>, Vec<(String, String)>)> {
+pub(super) fn split_args(args: &[String]) -> Result<(Option<PathBuf>, Vec<Pair>)> {
     let mut file: Option<PathBuf> = None;
     let mut pairs = Vec::new();
     let mut tokens = args.iter().peekable();
@@ -145,7 +148,7 @@ pub(super) fn parse(name: &Path, text: &str, format: Format) -> Result<Vec<Entry
 
 /// Puts `key=value` pairs over what the file said. Values are YAML scalars, lists or mappings; what is no YAML
 /// is a text. `a.b=c` sets one entry of a mapping.
-pub(super) fn override_with(entries: &mut Vec<Entry>, pairs: &[(String, String)]) {
+pub(super) fn override_with(entries: &mut Vec<Entry>, pairs: &[Pair]) {
     for (typed, text) in pairs {
         let mut value = yaml(text).unwrap_or_else(|_| Value::String(text.clone()));
         let (name, path) = match typed.split_once('.') {

@@ -36,19 +36,19 @@ const fn refused(fine: Fine, why: &'static str) -> Status {
     Status::Refused { fine, why }
 }
 
-const PYTORCH: &str = "it only tunes PyTorch or Python";
-const ONE_DEVICE: &str = "it is about several devices, and this program runs on one";
-const TEXT_ONLY: &str = "it is about images, video or sound, and this program trains on text";
-const EXPORT: &str = "it is read when a model is exported, which is not built yet";
-const GENERATION: &str = "it is read when text is generated, which is not built yet";
-const OTHER_ENGINE: &str = "it belongs to another inference engine";
+const PYTORCH: &str = "only for tuning PyTorch or Python";
+const ONE_DEVICE: &str = "about several devices, and this program runs on one";
+const TEXT_ONLY: &str = "about images, video or sound, and this program trains on text";
+const EXPORT: &str = "read when a model is exported, which is not built yet";
+const GENERATION: &str = "read when text is generated, which is not built yet";
+const OTHER_ENGINE: &str = "for another inference engine";
 const ALL_CORES: &str = "all cores are used; set `threads` to use fewer";
-const PREFERENCE: &str = "only the stages rm, ppo, dpo and kto read it, and they are not built";
-const UNUSED_PART: &str = "it belongs to a method that is not built and is read only with it";
+const PREFERENCE: &str = "read only in the stages rm, ppo, dpo and kto, which are not built";
+const UNUSED_PART: &str = "for a method that is not built, and read only with it";
 const HUB_PUSH: &str = "nothing is pushed to a hub";
 const OTHER_HUB: &str = "only Hugging Face's hub is read";
-const OTHER_LOGGER: &str = "it belongs to a logger other than TensorBoard";
-const PROFILER: &str = "it belongs to PyTorch's profiler";
+const OTHER_LOGGER: &str = "for a logger other than TensorBoard";
+const PROFILER: &str = "for PyTorch's profiler";
 const METRICS: &str = "evaluation computes the loss alone";
 const F32_SUMS: &str = "norms and logits are always computed in f32";
 
