@@ -31,13 +31,13 @@ pub(super) enum Subcommand {
     ///
     /// Writes the adapter, logs and checkpoints to `output_dir`. Ctrl-C saves a checkpoint and leaves;
     /// `resume_from_checkpoint=true` goes on from it.
-    #[command(after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine train file.yaml learning_rate=1e-4 output_dir=saves/mine"))]
+    #[command(override_usage = "qlora-engine train FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine train file.yaml learning_rate=1e-4 output_dir=saves/mine"))]
     Train(Raw),
     /// Show the exact tokens of the first samples, with the trained ones marked
-    #[command(after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine inspect file.yaml template=qwen3"))]
+    #[command(override_usage = "qlora-engine inspect FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine inspect file.yaml template=qwen3"))]
     Inspect(Raw),
     /// Show samples, steps, tokens and bytes by purpose, before anything is loaded
-    #[command(after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine plan file.yaml cutoff_len=4096 max_memory=8GB"))]
+    #[command(override_usage = "qlora-engine plan FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine plan file.yaml cutoff_len=4096 max_memory=8GB"))]
     Plan(Raw),
     /// Show what this machine offers: instruction set, cores, memory, GPU
     ///
@@ -71,7 +71,7 @@ pub(super) enum Subcommand {
 #[derive(Debug, clap::Args)]
 pub(super) struct Raw {
     /// The config file, then settings that override it.
-    #[arg(value_name = "FILE [KEY=VALUE]...", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "FILE, KEY=VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<String>,
 }
 

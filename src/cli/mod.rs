@@ -133,7 +133,8 @@ fn usage(e: &clap::Error) -> ExitCode {
         }
         _ => {
             let text = e.to_string();
-            let line = |start: &str| text.lines().map(str::trim).find_map(|l| l.strip_prefix(start).map(str::to_string));
+            let line =
+                |start: &str| text.lines().map(str::trim).find_map(|l| l.strip_prefix(start).map(str::to_string));
             let what = line("error: ").unwrap_or_else(|| "the arguments are not understood".to_string());
             match line("tip: ") {
                 Some(tip) => eprintln!("error: {what}: {tip}"),

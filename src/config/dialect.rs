@@ -45,7 +45,8 @@ pub(super) fn data(settings: &Settings) -> Result<Option<TutorialData>> {
         Some(dir) if dir != Path::new("") => dir.to_path_buf(),
         _ => PathBuf::from("."),
     };
-    let Some(train_data_dir) = settings.path("train_data_dir")?.or_else(|| metadata_path.as_ref().map(folder_of)) else {
+    let Some(train_data_dir) = settings.path("train_data_dir")?.or_else(|| metadata_path.as_ref().map(folder_of))
+    else {
         return Ok(None);
     };
     if settings.is_set("dataset") {

@@ -47,7 +47,7 @@ pub fn from_str(text: &str, format: Format, overrides: &[&str]) -> Result<Config
     build(read::parse(Path::new("config"), text, format)?, &pairs)
 }
 
-fn build(mut entries: Vec<read::Entry>, pairs: &[(String, String)]) -> Result<Config> {
+fn build(mut entries: Vec<read::Entry>, pairs: &[read::Pair]) -> Result<Config> {
     // Asked before as well: an override by LLaMA-Factory's name does not change how the file is written.
     let tutorial = dialect::is_spoken(&entries);
     read::override_with(&mut entries, pairs);

@@ -29,6 +29,9 @@ pub(super) struct Entry {
     pub text: Option<String>,
 }
 
+/// A key and the text of its value, from the command line.
+pub(super) type Pair = (String, String);
+
 /// A config is a page of settings: beyond this size it is something else.
 const MAX_BYTES: u64 = 1 << 20;
 /// The deepest value anyone nests (`deepspeed` given in place) has half of this.
@@ -41,7 +44,7 @@ const MAX_DEPTH: usize = 32;
 ///
 /// # Errors
 /// [`Error::Config`] for a token that is none of these, or a second file.
-pub(super) fn split_args(args: &[String]) -> Result<(Option<PathBuf>, Vec<(String, String)>)> {
+pub(super) fn split_args(args: &[String]) -> Result<(Option<PathBuf>, Vec<Pair>)> {
     let mut file: Option<PathBuf> = None;
     let mut pairs = Vec::new();
     let mut tokens = args.iter().peekable();
@@ -103,8 +106,8 @@ fn format_of(path: &Path) -> Option<Format> {
 /// # Errors
 /// [`Error::File`] if it cannot be read or is not such a file.
 pub(super) fn file(path: &Path) -> Result<Vec<Entry>> {
-    let format =
-        format_of(path).ok_or_else(|| Error::file(path, "is no config file: its name must end in .yaml, .yml or .json"))?;
+    let format = format_of(path)
+        .ok_or_else(|| Error::file(path, "is no config file: its name must end in .yaml, .yml or .json"))?;
     let meta = std::fs::metadata(path).map_err(|e| Error::io(path, "cannot read the config", &e))?;
     if !meta.is_file() {
         return Err(Error::file(path, "is no file"));
@@ -145,7 +148,7 @@ pub(super) fn parse(name: &Path, text: &str, format: Format) -> Result<Vec<Entry
 
 /// Puts `key=value` pairs over what the file said. Values are YAML scalars, lists or mappings; what is no YAML
 /// is a text. `a.b=c` sets one entry of a mapping.
-pub(super) fn override_with(entries: &mut Vec<Entry>, pairs: &[(String, String)]) {
+pub(super) fn override_with(entries: &mut Vec<Entry>, pairs: &[Pair]) {
     for (typed, text) in pairs {
         let mut value = yaml(text).unwrap_or_else(|_| Value::String(text.clone()));
         let (name, path) = match typed.split_once('.') {
@@ -213,8 +216,11 @@ fn one_line(message: &str) -> String {
 
 /// A text fit for a line of output: control characters escaped, cut after 80 characters.
 pub(super) fn printable(text: &str) -> String {
-    let mut out: String =
-        text.chars().take(240).flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] }).collect();
+    let mut out: String = text
+        .chars()
+        .take(240)
+        .flat_map(|c| if c.is_control() { c.escape_debug().collect() } else { vec![c] })
+        .collect();
     if text.chars().nth(240).is_some() {
         out.push_str("...");
     }
@@ -339,7 +345,7 @@ mod tests {
             "just text",
             "a: [1",
             "a: b: c",
-            "\ta: 1",
+            "a:\n  b: 1\n\tc: 2",
             "a: *nowhere",
             "a: {b: 1, b: 2}",
             "<<: {a: 1}",
@@ -370,7 +376,8 @@ mod tests {
     #[test]
     fn arguments_as_users_type_them() {
         let split = |line: &str| split_args(&line.split(' ').map(String::from).collect::<Vec<_>>());
-        let (file, pairs) = split("a.yaml learning_rate=1e-4 --output-dir=x --bf16 --max_steps -1 --do_train lora_rank=4").unwrap();
+        let (file, pairs) =
+            split("a.yaml learning_rate=1e-4 --output-dir=x --bf16 --max_steps -1 --do_train lora_rank=4").unwrap();
         assert_eq!(file, Some(PathBuf::from("a.yaml")));
         let want = [
             ("learning_rate", "1e-4"),
@@ -394,12 +401,8 @@ mod tests {
     fn overrides_replace_merge_and_follow_the_dialect() {
         let mut entries =
             parse(Path::new("c"), "batch_size: 4\nlr_scheduler_kwargs: {num_cycles: 2}", Format::Yaml).unwrap();
-        let pairs = [
-            ("per_device_train_batch_size", "8"),
-            ("lr_scheduler_kwargs.power", "2.0"),
-            ("seed", "1"),
-            ("seed", "7"),
-        ];
+        let pairs =
+            [("per_device_train_batch_size", "8"), ("lr_scheduler_kwargs.power", "2.0"), ("seed", "1"), ("seed", "7")];
         override_with(&mut entries, &pairs.map(|(k, v)| (k.to_string(), v.to_string())));
         let got: Vec<_> = entries.iter().map(|e| (e.typed.as_str(), e.value.clone())).collect();
         assert_eq!(

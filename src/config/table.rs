@@ -36,19 +36,19 @@ const fn refused(fine: Fine, why: &'static str) -> Status {
     Status::Refused { fine, why }
 }
 
-const PYTORCH: &str = "it only tunes PyTorch or Python";
-const ONE_DEVICE: &str = "it is about several devices, and this program runs on one";
-const TEXT_ONLY: &str = "it is about images, video or sound, and this program trains on text";
-const EXPORT: &str = "it is read when a model is exported, which is not built yet";
-const GENERATION: &str = "it is read when text is generated, which is not built yet";
-const OTHER_ENGINE: &str = "it belongs to another inference engine";
+const PYTORCH: &str = "only for tuning PyTorch or Python";
+const ONE_DEVICE: &str = "about several devices, and this program runs on one";
+const TEXT_ONLY: &str = "about images, video or sound, and this program trains on text";
+const EXPORT: &str = "read when a model is exported, which is not built yet";
+const GENERATION: &str = "read when text is generated, which is not built yet";
+const OTHER_ENGINE: &str = "for another inference engine";
 const ALL_CORES: &str = "all cores are used; set `threads` to use fewer";
-const PREFERENCE: &str = "only the stages rm, ppo, dpo and kto read it, and they are not built";
-const UNUSED_PART: &str = "it belongs to a method that is not built and is read only with it";
+const PREFERENCE: &str = "read only in the stages rm, ppo, dpo and kto, which are not built";
+const UNUSED_PART: &str = "for a method that is not built, and read only with it";
 const HUB_PUSH: &str = "nothing is pushed to a hub";
 const OTHER_HUB: &str = "only Hugging Face's hub is read";
-const OTHER_LOGGER: &str = "it belongs to a logger other than TensorBoard";
-const PROFILER: &str = "it belongs to PyTorch's profiler";
+const OTHER_LOGGER: &str = "for a logger other than TensorBoard";
+const PROFILER: &str = "for PyTorch's profiler";
 const METRICS: &str = "evaluation computes the loss alone";
 const F32_SUMS: &str = "norms and logits are always computed in f32";
 
@@ -57,7 +57,10 @@ pub const KEYS: &[(&str, Status)] = &[
     // The model.
     ("model_name_or_path", Works),
     ("adapter_name_or_path", Works),
-    ("adapter_folder", refused(Unset, "asks for a subfolder of a hub adapter, which is not built; give its local path")),
+    (
+        "adapter_folder",
+        refused(Unset, "asks for a subfolder of a hub adapter, which is not built; give its local path"),
+    ),
     ("cache_dir", Works),
     ("use_fast_tokenizer", NoEffect("tokenizer.json is always used")),
     ("resize_vocab", refused(Off, "asks for a resized vocabulary, which is not built")),
@@ -81,7 +84,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("upcast_layernorm", NoEffect(F32_SUMS)),
     ("upcast_lmhead_output", NoEffect(F32_SUMS)),
     ("train_from_scratch", Works),
-    ("infer_backend", refused(Words(&["huggingface"]), "asks for another inference engine; only `huggingface` is accepted")),
+    (
+        "infer_backend",
+        refused(Words(&["huggingface"]), "asks for another inference engine; only `huggingface` is accepted"),
+    ),
     ("offload_folder", NoEffect("weights are never offloaded to disk")),
     ("use_kv_cache", NoEffect(GENERATION)),
     ("use_v1_kernels", NoEffect(PYTORCH)),
@@ -195,7 +201,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("use_cache", NoEffect(PYTORCH)),
     ("neftune_noise_alpha", Works),
     ("torch_empty_cache_steps", NoEffect(PYTORCH)),
-    ("auto_find_batch_size", NoEffect("memory is planned before step 1, and a plan that does not fit names one that does")),
+    (
+        "auto_find_batch_size",
+        NoEffect("memory is planned before step 1, and a plan that does not fit names one that does"),
+    ),
     ("logging_strategy", Works),
     ("logging_steps", Works),
     ("logging_first_step", Works),
@@ -238,7 +247,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("load_best_model_at_end", Works),
     ("metric_for_best_model", Works),
     ("greater_is_better", Works),
-    ("ignore_data_skip", refused(Off, "asks to see rows again after a resume; a resumed run goes on with the next row")),
+    (
+        "ignore_data_skip",
+        refused(Off, "asks to see rows again after a resume; a resumed run goes on with the next row"),
+    ),
     ("restore_callback_states_from_checkpoint", NoEffect("a resumed run always restores its whole state")),
     ("full_determinism", NoEffect("every run is deterministic")),
     ("seed", Works),
@@ -255,7 +267,10 @@ pub const KEYS: &[(&str, Status)] = &[
     ("label_names", NoEffect(PYTORCH)),
     (
         "train_sampling_strategy",
-        refused(Words(&["random"]), "asks for an order that is not built; for file order set `disable_shuffling: true`"),
+        refused(
+            Words(&["random"]),
+            "asks for an order that is not built; for file order set `disable_shuffling: true`",
+        ),
     ),
     ("length_column_name", NoEffect("rows are not grouped by length")),
     ("ddp_find_unused_parameters", NoEffect(ONE_DEVICE)),
@@ -436,6 +451,7 @@ const KNOWN_ELSEWHERE: &[(&str, &str)] = &[
     ("load_in_4bit", "quantization_bit"),
     ("num_epochs", "num_train_epochs"),
     ("lr_scheduler", "lr_scheduler_type"),
+    ("per_device_batch_size", "per_device_train_batch_size"),
     ("micro_batch_size", "per_device_train_batch_size"),
     ("checkpoint_dir", "adapter_name_or_path"),
 ];

@@ -38,7 +38,8 @@ fn model_name_or_path(s: &Settings) -> Result<String> {
     };
     let lower = name.to_lowercase();
     if lower.ends_with(".gguf") || lower.ends_with(".ggml") {
-        let why = "names a GGUF file, which cannot be trained on yet: give the Hugging Face folder or name of the model";
+        let why =
+            "names a GGUF file, which cannot be trained on yet: give the Hugging Face folder or name of the model";
         return Err(s.conflict(KEY, why));
     }
     Ok(expand_home(&name).to_string_lossy().into_owned())

@@ -31,7 +31,9 @@ fn method(s: &Settings, c: &Config) -> Result<()> {
             return Err(s.conflict("adapter_name_or_path", "is only for finetuning_type lora"));
         }
         if c.model.quantization_bit.is_some() {
-            return Err(s.conflict("quantization_bit", "is only for finetuning_type lora: 4-bit weights cannot be trained"));
+            return Err(
+                s.conflict("quantization_bit", "is only for finetuning_type lora: 4-bit weights cannot be trained")
+            );
         }
         if c.tune.use_rslora {
             return Err(s.conflict("use_rslora", "is only for finetuning_type lora"));
@@ -39,13 +41,21 @@ fn method(s: &Settings, c: &Config) -> Result<()> {
     }
     if c.model.quantization_bit.is_some() {
         if !adapters.is_empty() && c.tune.create_new_adapter {
-            return Err(s.conflict("create_new_adapter", "cannot be used with `quantization_bit`: merge the adapter first"));
+            return Err(
+                s.conflict("create_new_adapter", "cannot be used with `quantization_bit`: merge the adapter first")
+            );
         }
         if adapters.len() > 1 {
-            return Err(s.conflict("adapter_name_or_path", "may hold one adapter only with `quantization_bit`: merge them first"));
+            return Err(s.conflict(
+                "adapter_name_or_path",
+                "may hold one adapter only with `quantization_bit`: merge them first",
+            ));
         }
         if c.model.train_from_scratch {
-            return Err(s.conflict("train_from_scratch", "cannot be used with `quantization_bit`: random weights are not worth quantising"));
+            return Err(s.conflict(
+                "train_from_scratch",
+                "cannot be used with `quantization_bit`: random weights are not worth quantising",
+            ));
         }
     }
     if c.tune.stage != Stage::Sft {
@@ -110,7 +120,8 @@ fn evaluation(s: &Settings, c: &Config) -> Result<()> {
         return Err(s.conflict("do_predict", "needs `predict_with_generate: true`"));
     }
     let has_data = !c.data.eval_dataset.is_empty() || c.data.val_size > NO_VALIDATION;
-    let asked = [("do_predict", t.do_predict), ("predict_with_generate", predict_with_generate), ("do_eval", t.do_eval)];
+    let asked =
+        [("do_predict", t.do_predict), ("predict_with_generate", predict_with_generate), ("do_eval", t.do_eval)];
     if let (false, Some(&(key, _))) = (has_data, asked.iter().find(|(_, on)| *on)) {
         let key = if key == "do_eval" && t.eval_strategy != Strategy::No { "eval_strategy" } else { key };
         return Err(s.conflict(key, "needs evaluation data: give `eval_dataset` or a `val_size` above 0"));
