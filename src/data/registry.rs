@@ -480,7 +480,7 @@ mod tests {
             (r#"{"file_name": "a.json", "format": "sharegpt"}"#, "did you mean `formatting`?"),
             (r#"{"file_name": "a.json", "columns": {"promt": "q"}}"#, "did you mean `prompt`?"),
             (r#"{"file_name": "a.json", "tags": {"role": "q"}}"#, "did you mean `role_tag`?"),
-            (r#"{"file_name": "a.json", "tags": {"role_tag": "q"}}"#, "user_tag"),
+            (r#"{"file_name": "a.json", "tags": {"role_tag": "q"}}"#, "content_tag"),
             (r#"{"hf_hub_url": "me/data"}"#, "download me/data"),
             (r#"{"script_url": "s"}"#, "script_url"),
             (r#"{"cloud_file_name": "s3://x"}"#, "cloud_file_name"),

@@ -50,15 +50,18 @@ pub(super) fn rows(mut source: Source) -> Result<Rows> {
         header.push(name.into());
     }
     let mut record = ByteRecord::new();
+    let mut swallowed = false;
     Ok(until_error(move || {
         if !reader.read_byte_record(&mut record).map_err(|e| failed(&source, &e))? {
+            if swallowed && !ends_in_quote.get() {
+                let why = "a quote is opened and never closed".into();
+                return Err(Error::Row { file: source.path.to_path_buf(), row: source.read, why });
+            }
             return Ok(None);
         }
-        // A last cell with a line break in it, where the file does not end in a quote, was opened by a stray quote.
-        let open = reader.is_done() && !ends_in_quote.get();
-        if open && record.iter().last().is_some_and(|cell| cell.contains(&b'\n')) {
-            return Err(source.error("a quote is opened and never closed"));
-        }
+        // If this turns out to be the last row and the file does not end in a quote, a stray quote opened its last cell
+        // and swallowed the rows after it.
+        swallowed = record.iter().last().is_some_and(|cell| cell.contains(&b'\n'));
         if record.len() > header.len() {
             let why = format!("has {} fields, the header {}; quote cells that hold commas", record.len(), header.len());
             return Err(source.error(why));
