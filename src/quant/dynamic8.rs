@@ -25,11 +25,12 @@ pub fn code() -> &'static [f32; 256] {
         for exponent in 0..7 {
             let parts = 1usize << exponent;
             let decade = 10f64.powi(exponent - 6) as f32;
-            // The boundaries as f32 `linspace` lays them: counted up from 0.1 in the first half, down from 1 after it.
-            let step = (1.0 - 0.1f32) / parts as f32;
-            let boundary = |i: usize| match i < (parts + 1) / 2 {
-                true => 0.1f32 + step * i as f32,
-                false => 1.0 - step * (parts - i) as f32,
+            // The boundaries as torch.linspace lays them: an f32 step, counted up from 0.1 in the first half and down from
+            // 1 after it, each boundary rounded once (the f64 product is exact).
+            let step = f64::from((1.0 - 0.1f32) / parts as f32);
+            let boundary = |i: usize| match i < parts.div_ceil(2) {
+                true => (f64::from(0.1f32) + step * i as f64) as f32,
+                false => (1.0 - step * (parts - i) as f64) as f32,
             };
             for i in 0..parts {
                 let middle = decade * ((boundary(i) + boundary(i + 1)) / 2.0);
