@@ -110,7 +110,7 @@ def families():
                 max_window_layers=2,
             ),
             4,
-            qwen_like,
+            qwen2_like,
         ),
         "qwen3": (
             Qwen3Config(
@@ -160,6 +160,11 @@ CHATML = (
     "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
+# As Qwen 2.5: a conversation without a system turn gets one.
+CHATML_WITH_DEFAULT = (
+    "{%- if messages[0]['role'] != 'system' %}{{- '<|im_start|>system\\nYou answer briefly.<|im_end|>\\n' }}{%- endif %}"
+    + CHATML
+)
 HEADERS = (
     "{{- bos_token }}{%- for m in messages %}{{- '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n' + "
     "m['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
@@ -183,6 +188,11 @@ def qwen_like():
     tok = byte_level(regex, specials, plain, normalizers.NFC())
     tok.post_processor = processors.ByteLevel(trim_offsets=False)
     return tok, dict(eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML)
+
+
+def qwen2_like():
+    tok, names = qwen_like()
+    return tok, names | {"chat_template": CHATML_WITH_DEFAULT}
 
 
 def llama3_like():

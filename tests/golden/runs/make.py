@@ -109,7 +109,7 @@ RUNS = {
     "empty": family("qwen2", template="empty"),
     "derived_qwen3": {"template": None, "dataset": "sharegpt"},
     "derived_llama3": family("llama3", template=None, dataset="sharegpt"),
-    "derived_llama2": family("llama2", template=None, dataset="sharegpt"),
+    "derived_qwen2": family("qwen2", template=None, dataset="sharegpt"),
     "default_system": {"default_system": "You are terse."},
     # thinking
     "thinking": {"dataset": "thinking"},
@@ -130,8 +130,10 @@ RUNS = {
     "short_cutoff_mask_history": {"cutoff_len": 40, "dataset": "sharegpt", "mask_history": True},
     # pretraining
     "pt": PT | {"dataset": "text", "cutoff_len": 64},
-    "pt_llama2": PT | family("llama2", template=None, dataset="text", cutoff_len=64),
+    "pt_llama2": PT | family("llama2", template="llama2", dataset="text", cutoff_len=64),
+    "pt_llama2_unpacked": PT | family("llama2", template="llama2", dataset="text", cutoff_len=64, packing=False),
     "pt_lines_unpacked": PT | {"dataset": "lines", "packing": False, "cutoff_len": 64},
+    "pt_llama3": PT | family("llama3", template="llama3", dataset="text", cutoff_len=64),
     "pt_full": PT | NO_ADAPTER | {"dataset": "text", "cutoff_len": 64, "finetuning_type": "full"},
     # what is trained, and in which precision
     "full": NO_ADAPTER | {"finetuning_type": "full", "learning_rate": 5.0e-4},
@@ -162,7 +164,7 @@ RUNS = {
         "eval_strategy": "steps",
         "eval_steps": 1,
         "save_steps": 1,
-        "learning_rate": 0.05,
+        "learning_rate": 0.3,
         "early_stopping_steps": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "eval_loss",
@@ -200,9 +202,12 @@ class Recorder(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, train_dataloader=None, **kw):
         rows = train_dataloader.dataset
+        if "labels" not in rows.column_names:  # pretraining: the collator makes them
+            collate = train_dataloader.collate_fn
+            rows = [{k: v[0].tolist() for k, v in collate([row]).items()} for row in rows]
         self.out["rows"] = len(rows)
         self.out["lengths"] = [len(r["input_ids"]) for r in rows]
-        self.out["trained"] = [sum(l != -100 for l in r["labels"]) for r in rows] if "labels" in rows[0] else None
+        self.out["trained"] = [sum(l != -100 for l in r["labels"]) for r in rows]
         self.out["first"] = [
             {k: list(rows[i][k]) for k in ("input_ids", "labels", "position_ids", "attention_mask") if k in rows[i]}
             for i in range(min(3, len(rows)))
