@@ -462,7 +462,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--out", default=HERE / "corpus" / "corpus.jsonl", type=Path)
     p.add_argument("--extra", nargs="*", default=[], help="files or folders of text to add")
-    p.add_argument("--rows", default=24000, type=int, help="how many texts to make from the patterns")
+    p.add_argument("--rows", default=40000, type=int, help="how many texts to make from the patterns")
     p.add_argument("--seed", default=42, type=int)
     a = p.parse_args()
 
