@@ -410,6 +410,15 @@ impl Sidecar {
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot read", &e))?;
         serde_json::from_str(&text).map(Some).map_err(|e| Error::file(&path, format!("is malformed: {e}")))
     }
+
+    /// Writes `folder/qlora_engine.json`.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::file(folder.join(SIDECAR), e.to_string()))?;
+        write_atomic(&folder.join(SIDECAR), format!("{text}\n").as_bytes())
+    }
 }
 
 /// Writes an adapter: tensors in f32, then the config, then the sidecar, each whole or not at all. `tensors` are (name by
@@ -431,8 +440,7 @@ pub fn write<'a>(
     let mut values = values.into_iter();
     safetensors::write_file(&folder.join(TENSORS), &specs, |_, sink| sink.f32(values.next().unwrap_or(&[])))?;
     write_atomic(&folder.join(CONFIG), format!("{:#}", config.to_json()).as_bytes())?;
-    let sidecar = serde_json::to_string_pretty(sidecar).map_err(|e| Error::file(folder.join(SIDECAR), e.to_string()))?;
-    write_atomic(&folder.join(SIDECAR), format!("{sidecar}\n").as_bytes())
+    sidecar.write(folder)
 }
 
 #[cfg(test)]

@@ -130,7 +130,11 @@ fn model_folder(config: &Config, observer: &mut dyn Observer) -> Result<PathBuf>
     }
     observer.observe(&Event::Preparing { what: &format!("fetching {}", m.model_name_or_path) })?;
     let token = m.hf_hub_token.as_deref();
-    hub::resolve(&m.model_name_or_path, &m.model_revision, m.cache_dir.as_deref(), token, &mut hub::Quiet)
+    let mut tell = |event: hub::Event<'_>| {
+        // What an observer answers to a download is not asked: it is over when it is over.
+        let _ = observer.observe(&Event::Download(event));
+    };
+    hub::resolve(&m.model_name_or_path, &m.model_revision, m.cache_dir.as_deref(), token, &mut tell)
 }
 
 /// Samples of a streamed run, one epoch after the other.
@@ -138,7 +142,7 @@ pub struct SampleStream<'a> {
     config: &'a Config,
     inputs: &'a Inputs,
     epoch: u64,
-    records: source::stream::RecordStream,
+    records: source::RecordStream,
     ready: std::collections::VecDeque<Sample>,
 }
 

@@ -12,6 +12,7 @@ use super::json;
 use super::log_files::{Clock, timedelta};
 use super::progress::{Control, Event, LogRow, Observer, StepReport};
 use crate::error::Result;
+use crate::format::hub;
 
 /// Shows a run to a person: a progress bar with loss, learning rate, tokens/s and time left, and a line a log row.
 pub struct Terminal {
@@ -63,6 +64,32 @@ impl Terminal {
         self.say(&text);
     }
 
+    fn download(&mut self, event: &hub::Event<'_>) {
+        match event {
+            hub::Event::Start { file, index, files, bytes } => {
+                if self.with_bar {
+                    let bar = ProgressBar::with_draw_target(Some(*bytes), ProgressDrawTarget::stderr());
+                    let form = "{bar:30} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left  {msg}";
+                    bar.set_style(ProgressStyle::with_template(form).unwrap_or(ProgressStyle::default_bar()));
+                    bar.set_message(format!("{file} ({}/{files})", index + 1));
+                    self.bar = Some(bar);
+                } else {
+                    self.say(&format!("{file} ({}/{files}), {bytes} bytes", index + 1));
+                }
+            }
+            hub::Event::Bytes(n) => {
+                if let Some(bar) = &self.bar {
+                    bar.inc(*n);
+                }
+            }
+            hub::Event::Finish => {
+                if let Some(bar) = self.bar.take() {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+
     fn step(&mut self, report: &StepReport) {
         self.pace.step(report, Instant::now());
         let Some(bar) = &self.bar else { return };
@@ -77,6 +104,7 @@ impl Observer for Terminal {
     fn observe(&mut self, event: &Event<'_>) -> Result<Control> {
         match event {
             Event::Preparing { what } => self.say(what),
+            Event::Download(event) => self.download(event),
             Event::Start(info) => {
                 self.clock = Some(Clock::new(info));
                 self.pace = Pace { total: info.total_steps, tokens: info.start_tokens, ..Pace::default() };

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use super::json;
 use crate::error::Result;
+use crate::format::hub;
 
 /// The answer of an observer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub enum Control {
 pub enum Event<'a> {
     /// A longer piece of work begins, before the first step: reading, tokenising, loading.
     Preparing { what: &'a str },
+    /// A file of the base model comes from the hub.
+    Download(hub::Event<'a>),
     /// Before the first step of this process.
     Start(&'a RunInfo<'a>),
     /// After each optimizer step.
