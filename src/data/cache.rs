@@ -32,7 +32,13 @@ pub fn folder() -> Option<PathBuf> {
 }
 
 /// Stands for everything that the samples depend on. `digest` stands for the records.
-pub(super) fn key(records: &[Record], config: &Config, tokenizer: &Tokenizer, template: &Template, digest: &[u8]) -> String {
+pub(super) fn key(
+    records: &[Record],
+    config: &Config,
+    tokenizer: &Tokenizer,
+    template: &Template,
+    digest: &[u8],
+) -> String {
     let mut h = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
         h.update(&(bytes.len() as u64).to_le_bytes());
@@ -88,7 +94,8 @@ pub fn write_tokenized(folder: &Path, splits: &[(&str, &Prepared)], tokenizer: &
         write_file(&folder.join(&file), data)?;
         names.push(serde_json::json!({"split": name, "file": file}));
     }
-    let index = serde_json::json!({"version": VERSION, "tokenizer": tokenizer.key().to_hex().as_str(), "splits": names});
+    let index =
+        serde_json::json!({"version": VERSION, "tokenizer": tokenizer.key().to_hex().as_str(), "splits": names});
     // Last, so that a folder with an index is whole.
     write_atomically(&folder.join(INDEX), index.to_string().as_bytes())
 }

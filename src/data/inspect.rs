@@ -34,9 +34,10 @@ pub fn render(sample: &Sample, tokenizer: &Tokenizer, ansi: bool) -> String {
         let end = sample.ids.len().min(start + n as usize);
         while start < end {
             let flag = sample.trained.get(start).copied().unwrap_or(false);
-            let len = sample.trained.get(start..end).map_or(end - start, |t| {
-                t.iter().position(|&f| f != flag).unwrap_or(end - start)
-            });
+            let len = sample
+                .trained
+                .get(start..end)
+                .map_or(end - start, |t| t.iter().position(|&f| f != flag).unwrap_or(end - start));
             let ids = sample.ids.get(start..start + len).unwrap_or_default();
             let text = tokenizer.decode(ids, false).unwrap_or_else(|e| e.to_string());
             if flag {

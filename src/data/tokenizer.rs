@@ -424,9 +424,12 @@ fn llama_pipeline(bytes: Vec<u8>, config: &Map<String, Value>, file: &Path) -> R
         map.insert("decoder".into(), json!({"type": "Sequence", "decoders": decoders}));
     }
     if let Some(model) = v.get_mut("model").and_then(Value::as_object_mut) {
-        for (key, value) in
-            [("unk_token", Value::Null), ("fuse_unk", json!(true)), ("byte_fallback", json!(true)), ("dropout", Value::Null)]
-        {
+        for (key, value) in [
+            ("unk_token", Value::Null),
+            ("fuse_unk", json!(true)),
+            ("byte_fallback", json!(true)),
+            ("dropout", Value::Null),
+        ] {
             model.insert(key.into(), value);
         }
     }

@@ -44,9 +44,10 @@ pub(super) fn by_name(name: &str) -> Option<Template> {
             ..qwen(base)
         },
         "llama2" => llama2(base),
-        "llama2_zh" => {
-            Template { default_system: "You are a helpful assistant. 你是一个乐于助人的助手。".into(), ..llama2(base) }
-        }
+        "llama2_zh" => Template {
+            default_system: "You are a helpful assistant. 你是一个乐于助人的助手。".into(),
+            ..llama2(base)
+        },
         "llama3" => {
             let turn = |role: &str| {
                 vec![text(&format!(

@@ -1,6 +1,6 @@
 //! Chat templates in Jinja: rendering a model's own, as transformers does, and writing one for a template of ours.
 
-use minijinja::value::{Kwargs, Rest, Value};
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
 
 use super::pyjson::Json;
@@ -19,15 +19,15 @@ pub(super) fn render(
     tokenizer: &Tokenizer,
 ) -> Result<String> {
     let mut env = Environment::new();
-    env.set_trim_blocks(true);
-    env.set_lstrip_blocks(true);
+    let syntax = env.syntax().to_builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.map_err(|e| Error::Tokenizer(one_line(&e)))?);
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     // Python spells these three differently from minijinja.
     env.set_formatter(|out, state, value| {
         if value.is_none() {
             out.write_str("None").map_err(minijinja::Error::from)
         } else if let Ok(b) = bool::try_from(value.clone())
-            && value.kind() == minijinja::value::ValueKind::Bool
+            && value.kind() == ValueKind::Bool
         {
             out.write_str(if b { "True" } else { "False" }).map_err(minijinja::Error::from)
         } else {
@@ -84,8 +84,7 @@ fn without_generation_tags(source: &str) -> String {
 /// transformers' `tojson`: Python's `json.dumps` with `ensure_ascii=False` unless told otherwise, nothing escaped for HTML.
 fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> std::result::Result<String, minijinja::Error> {
     let bad = |why: String| minijinja::Error::new(ErrorKind::InvalidOperation, why);
-    let json = serde_json::to_value(value).map_err(|e| bad(format!("tojson: {e}")))?;
-    let mut json = Json::from(&json);
+    let mut json = to_json(value).ok_or_else(|| bad("tojson: not a JSON value".to_string()))?;
     let ascii = match args.first() {
         Some(v) => v.is_true(),
         None => kwargs.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
@@ -96,6 +95,25 @@ fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> std::result::Resu
     }
     kwargs.assert_all_used()?;
     Ok(if ascii { json.dumps_ascii(indent) } else { json.dumps(indent) })
+}
+
+/// None for what JSON has no word for, such as an undefined value.
+fn to_json(value: &Value) -> Option<Json> {
+    Some(match value.kind() {
+        ValueKind::None => Json::Null,
+        ValueKind::Bool => Json::Bool(value.is_true()),
+        ValueKind::Number if value.is_integer() => Json::Int(value.to_string()),
+        ValueKind::Number => Json::Float(f64::try_from(value.clone()).ok()?),
+        ValueKind::String => Json::Str(value.as_str()?.to_string()),
+        ValueKind::Seq | ValueKind::Iterable => {
+            Json::List(value.try_iter().ok()?.map(|v| to_json(&v)).collect::<Option<_>>()?)
+        }
+        ValueKind::Map => {
+            let pair = |k: Value| Some((k.to_string(), to_json(&value.get_item(&k).ok()?)?));
+            Json::Dict(value.try_iter().ok()?.map(pair).collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
 }
 
 fn sort_keys(json: &mut Json) {
@@ -117,7 +135,8 @@ pub(super) fn source(t: &Template, tokenizer: &Tokenizer) -> String {
         for slot in slots {
             match slot {
                 Slot::Text(text) => {
-                    let (before, after) = text.split_once("{{content}}").map_or((text.as_str(), None), |(a, b)| (a, Some(b)));
+                    let (before, after) =
+                        text.split_once("{{content}}").map_or((text.as_str(), None), |(a, b)| (a, Some(b)));
                     if !before.is_empty() {
                         items.push(quoted(before));
                     }

@@ -264,13 +264,7 @@ impl Template {
     }
 
     /// The ids of each turn; the prefix and the system prompt belong to the first.
-    fn encode(
-        &self,
-        tokenizer: &Tokenizer,
-        messages: &[Message],
-        system: &str,
-        tools: &str,
-    ) -> Result<Vec<Vec<u32>>> {
+    fn encode(&self, tokenizer: &Tokenizer, messages: &[Message], system: &str, tools: &str) -> Result<Vec<Vec<u32>>> {
         let refuse = Error::Tokenizer;
         let system = if system.is_empty() { &self.default_system } else { system };
         let mut turns = Vec::with_capacity(messages.len());
@@ -406,7 +400,11 @@ mod tests {
         assert_eq!(remove_thought("<think>\na\n</think>\n\n\n\nhi"), "hi");
         assert_eq!(remove_thought("x<think>\na\n</think>\n\ny<think>\n\n</think>\n\nz"), "xyz");
         assert_eq!(remove_thought("<think>\nopen"), "<think>\nopen");
-        assert_eq!(remove_thought("<think>a</think>\n\nhi"), "<think>a</think>\n\nhi", "the line feeds belong to the tags");
+        assert_eq!(
+            remove_thought("<think>a</think>\n\nhi"),
+            "<think>a</think>\n\nhi",
+            "the line feeds belong to the tags"
+        );
         assert!(has_no_thought("hi") && !has_no_thought("</think>"));
     }
 

@@ -150,21 +150,6 @@ impl Json {
     }
 }
 
-impl From<&serde_json::Value> for Json {
-    fn from(v: &serde_json::Value) -> Json {
-        use serde_json::Value;
-        match v {
-            Value::Null => Json::Null,
-            Value::Bool(b) => Json::Bool(*b),
-            Value::Number(n) if n.is_f64() => Json::Float(n.as_f64().unwrap_or(f64::NAN)),
-            Value::Number(n) => Json::Int(n.to_string()),
-            Value::String(s) => Json::Str(s.clone()),
-            Value::Array(a) => Json::List(a.iter().map(Json::from).collect()),
-            Value::Object(o) => Json::Dict(o.iter().map(|(k, v)| (k.clone(), Json::from(v))).collect()),
-        }
-    }
-}
-
 /// `repr` of a finite float: the shortest digits that read back, as a plain decimal for 1e-4 <= |f| < 1e16.
 fn float_repr(f: f64) -> String {
     let sci = format!("{f:e}");

@@ -120,9 +120,8 @@ impl ToolFormat {
                 _ => Err("a function call must be an object with `name` and `arguments`".to_string()),
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let object = |c: &Call, key: &str| {
-            Json::Dict(vec![("name".into(), c.name.clone()), (key.into(), c.arguments.clone())])
-        };
+        let object =
+            |c: &Call, key: &str| Json::Dict(vec![("name".into(), c.name.clone()), (key.into(), c.arguments.clone())]);
         let lines = |f: &dyn Fn(&Call) -> String| calls.iter().map(f).collect::<Vec<_>>().join("\n");
         Ok(match self {
             ToolFormat::Default => {
