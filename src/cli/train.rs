@@ -1,12 +1,61 @@
 //! `train`: fine-tunes as a config says.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::say;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::train::log::Terminal;
+use crate::train::{self, Control, Event, Observer};
 
-/// Runs the command on a config that passed `validate_for`.
+/// Runs the command on a config that passed `validate_for`. Ctrl-C saves a checkpoint and leaves.
 ///
 /// # Errors
-/// [`Error::NotYet`].
-pub fn run(_config: Config) -> Result<()> {
-    Err(Error::NotYet("`train` is not built yet".to_string()))
+/// Those of [`train::train`]; [`Error::Stopped`] after Ctrl-C.
+pub fn run(config: Config) -> Result<()> {
+    let mut shown = Shown { terminal: Terminal::new(config.train.disable_tqdm), stop: on_ctrl_c() };
+    let outcome = train::train(&config, &mut shown)?;
+    if let Some(saved) = outcome.stopped {
+        return Err(Error::Stopped { step: outcome.step as usize, saved: Some(saved) });
+    }
+    if outcome.step > 0 {
+        say(&format!("done: {} steps; the result is in {}\n", outcome.step, config.train.output_dir.display()));
+    }
+    Ok(())
+}
+
+/// The terminal, and Ctrl-C.
+struct Shown {
+    terminal: Terminal,
+    stop: Arc<AtomicBool>,
+}
+
+impl Observer for Shown {
+    fn observe(&mut self, event: &Event<'_>) -> Result<Control> {
+        self.terminal.observe(event)?;
+        // Before the first step there is nothing to save yet: leave at once.
+        let asked = self.stop.load(Ordering::Relaxed);
+        match event {
+            Event::Preparing { .. } | Event::Download(_) if asked => Err(Error::Stopped { step: 0, saved: None }),
+            _ if asked => Ok(Control::Stop),
+            _ => Ok(Control::Continue),
+        }
+    }
+}
+
+/// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
+fn on_ctrl_c() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let set = flag.clone();
+    let handler = move || {
+        if set.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        eprintln!("\nstopping after this step; Ctrl-C again leaves without saving");
+    };
+    if let Err(e) = ctrlc::set_handler(handler) {
+        log::warn!("Ctrl-C will not save a checkpoint: {e}");
+    }
+    flag
 }
