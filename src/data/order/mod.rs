@@ -49,7 +49,7 @@ pub fn split(rows: usize, val_size: f64, seed: u64) -> Result<(Vec<usize>, Vec<u
     } else {
         return Err(Error::config("val_size", format!("must be a share in (0, 1) or a count above 1, got {val_size}")));
     };
-    if !(held < rows as f64) {
+    if held >= rows as f64 {
         return Err(Error::config(
             "val_size",
             format!("takes {held} of {rows} rows and leaves none to train on; give less, or a share such as 0.1"),

@@ -63,7 +63,7 @@ pub(super) fn rows(mut source: Source) -> Result<Rows> {
         }
         // If this turns out to be the last row and the file does not end in a quote, a stray quote opened its last cell
         // and swallowed the rows after it.
-        swallowed = record.iter().last().is_some_and(|cell| cell.contains(&b'\n'));
+        swallowed = record.iter().next_back().is_some_and(|cell| cell.contains(&b'\n'));
         if record.len() > header.len() {
             let why = format!("has {} fields, the header {}; quote cells that hold commas", record.len(), header.len());
             return Err(source.error(why));
