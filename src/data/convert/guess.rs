@@ -39,8 +39,11 @@ pub fn guess(row: &Row) -> Result<Format> {
             return Err(row.error(format!("`{column}` holds no message to tell the format from")));
         };
         let of_sharegpt = first.contains_key("from") && first.contains_key("value");
-        if !of_sharegpt && !(first.contains_key("role") && first.contains_key("content")) {
-            return Err(row.error(format!("`{column}` must hold messages of `from` and `value`, or of `role` and `content`")));
+        let of_openai = first.contains_key("role") && first.contains_key("content");
+        if !of_sharegpt && !of_openai {
+            return Err(
+                row.error(format!("`{column}` must hold messages of `from` and `value`, or of `role` and `content`"))
+            );
         }
         let (formatting, tags) = match of_sharegpt {
             true => (Formatting::Sharegpt, Tags::default()),

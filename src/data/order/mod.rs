@@ -49,7 +49,7 @@ pub fn split(rows: usize, val_size: f64, seed: u64) -> Result<(Vec<usize>, Vec<u
     } else {
         return Err(Error::config("val_size", format!("must be a share in (0, 1) or a count above 1, got {val_size}")));
     };
-    if !(held < rows as f64) {
+    if held >= rows as f64 {
         return Err(Error::config(
             "val_size",
             format!("takes {held} of {rows} rows and leaves none to train on; give less, or a share such as 0.1"),
@@ -125,7 +125,9 @@ mod tests {
 
     #[test]
     fn a_split_that_leaves_nothing_is_refused() {
-        for (rows, val_size) in [(10, 10.0), (10, 11.5), (1, 0.1), (0, 0.5), (0, 2.0), (5, 1.0), (5, f64::NAN), (5, -1.0)] {
+        for (rows, val_size) in
+            [(10, 10.0), (10, 11.5), (1, 0.1), (0, 0.5), (0, 2.0), (5, 1.0), (5, f64::NAN), (5, -1.0)]
+        {
             assert!(split(rows, val_size, 1).unwrap_err().to_string().contains("val_size"), "{rows} {val_size}");
         }
     }

@@ -43,7 +43,9 @@ pub(super) fn rows(mut source: Source) -> Result<Rows> {
     let mut header: Vec<String> = Vec::new();
     let names = reader.byte_headers().map_err(|e| failed(&source, &e))?;
     for name in names {
-        let Ok(name) = std::str::from_utf8(name) else { return Err(Error::file(&source.path, "its header is not UTF-8")) };
+        let Ok(name) = std::str::from_utf8(name) else {
+            return Err(Error::file(&source.path, "its header is not UTF-8"));
+        };
         if header.iter().any(|other| other == name) {
             return Err(Error::file(&source.path, format!("its header names the column `{name}` twice")));
         }
@@ -61,7 +63,7 @@ pub(super) fn rows(mut source: Source) -> Result<Rows> {
         }
         // If this turns out to be the last row and the file does not end in a quote, a stray quote opened its last cell
         // and swallowed the rows after it.
-        swallowed = record.iter().last().is_some_and(|cell| cell.contains(&b'\n'));
+        swallowed = record.iter().next_back().is_some_and(|cell| cell.contains(&b'\n'));
         if record.len() > header.len() {
             let why = format!("has {} fields, the header {}; quote cells that hold commas", record.len(), header.len());
             return Err(source.error(why));
