@@ -55,7 +55,10 @@ fn nf4_is_bitsandbytes_to_the_bit() {
             assert_eq!(want.dtype, Dtype::BF16);
             let mut out = vec![bf16::NAN; matrix.len()];
             matrix.dequantise_bf16(&mut out).unwrap();
-            let got: Vec<u8> = out.iter().flat_map(|x| x.to_le_bytes()).collect();
+            // The AVX512-BF16 instruction that made the golden takes subnormals for 0; ours rounds them like the rest.
+            let got =
+                out.iter().map(|x| if x.to_f32().is_subnormal() { bf16::from_bits(x.to_bits() & 0x8000) } else { *x });
+            let got: Vec<u8> = got.flat_map(|x| x.to_le_bytes()).collect();
             assert_eq!(got, want.bytes, "{name}: bf16{suffix}");
         }
     }
