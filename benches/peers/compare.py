@@ -108,8 +108,8 @@ def write_config(work, kind, steps):
         "use_cpu": True,
         "output_dir": "unused",
     } | change
-    path = work / f"{kind}.json"
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    path = work / f"{kind}.yaml"
+    path.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in config.items()))
     return path
 
 

@@ -352,7 +352,9 @@ def example_output(scratch):
             (place / kept).write_text("\n".join(rows) + "\n")
         elif kept.name == "adapter_config.json":
             if kept.parent.name == "":
-                (place / kept).write_text(path.read_text().replace(str(target), "saves/example"))
+                adapter = json.loads(path.read_text())
+                adapter["target_modules"].sort()  # a set, in another order each time
+                (place / kept).write_text(json.dumps(adapter, indent=2) + "\n")
     names = sorted(str(p.relative_to(target)) + ("/" if p.is_dir() else "") for p in target.rglob("*"))
     (place / "FILES").write_text("\n".join(names) + "\n")
 
