@@ -150,7 +150,12 @@ RUNS = {
     "pure_bf16_model": {"model_name_or_path": "../models/qwen3_bf16"},
     # the trainer
     "eval": {"val_size": 0.2, "eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 3},
-    "eval_epoch": {"val_size": 7, "eval_strategy": "epoch", "per_device_eval_batch_size": 2, "disable_shuffling": False},
+    "eval_epoch": {
+        "val_size": 7,
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": 2,
+        "disable_shuffling": False,
+    },
     "eval_dataset": {
         "eval_dataset": "prompt",
         "max_samples": 20,
