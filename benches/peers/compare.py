@@ -39,9 +39,7 @@ def make_models(work, rows):
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
 
-    regex = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     tok = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(regex), "isolated", invert=False)
     tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -108,8 +106,8 @@ def write_config(work, kind, steps):
         "use_cpu": True,
         "output_dir": "unused",
     } | change
-    path = work / f"{kind}.json"
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    path = work / f"{kind}.yaml"
+    path.write_text("".join(f"{k}: {json.dumps(v)}\n" for k, v in config.items()))
     return path
 
 
@@ -148,7 +146,9 @@ def main():
     ask.add_argument("rows", type=Path)
     ask.add_argument("--steps", type=int, default=25)
     ask.add_argument("--kinds", default="f32,bf16,nf4")
-    ask.add_argument("--rounds", type=int, default=1, help="each program this many times in turn; the fastest run counts")
+    ask.add_argument(
+        "--rounds", type=int, default=1, help="each program this many times in turn; the fastest run counts"
+    )
     ask.add_argument("--only", choices=["theirs", "ours"])
     ask.add_argument("--work", type=Path, default=ROOT / "target" / "peers-work")
     ask.add_argument("--engine", type=Path, default=ROOT / "target" / "release" / "qlora-engine")
@@ -179,7 +179,9 @@ def main():
                 if name not in best or got["train s"] < best[name]["train s"]:
                     best[name] = got
         for name, got in best.items():
-            print(f"{kind:6}{name:15}" + "".join(f"{got[c]:14.4f}" if c == "loss" else f"{got[c]:14.2f}" for c in columns))
+            print(
+                f"{kind:6}{name:15}" + "".join(f"{got[c]:14.4f}" if c == "loss" else f"{got[c]:14.2f}" for c in columns)
+            )
         if len(best) == 2:
             a, b = best.values()
             ratios = "".join(f"{a[c] / b[c]:13.2f}x" for c in columns[:4])

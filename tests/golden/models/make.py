@@ -15,7 +15,7 @@ import bitsandbytes.functional as bnb
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -180,9 +180,7 @@ INST = (
 
 
 def qwen_like():
-    regex = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
+    regex = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     plain = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
     tok = byte_level(regex, specials, plain, normalizers.NFC())
@@ -486,7 +484,11 @@ def make_family(name, config, style, tokenizer, seed):
     for module in {"llama3": ["lm_head"], "qwen3": ["embed_tokens"]}.get(name, []):
         extra = path / f"adapter_{module}"
         save_adapter(base(path), extra, gen, modules_to_save=[module])
-        wanted = (f"grad.base_model.model.{module}", f"grad.base_model.model.model.{module}", "grad.base_model.model.model.layers.1.mlp")
+        wanted = (
+            f"grad.base_model.model.{module}",
+            f"grad.base_model.model.model.{module}",
+            "grad.base_model.model.model.layers.1.mlp",
+        )
         keep(module, exact(PeftModel.from_pretrained(base(path), extra, is_trainable=True)), only=wanted)
     (path / "golden" / "losses.json").write_text(json.dumps(losses, indent=2) + "\n")
 

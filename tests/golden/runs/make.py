@@ -150,7 +150,12 @@ RUNS = {
     "pure_bf16_model": {"model_name_or_path": "../models/qwen3_bf16"},
     # the trainer
     "eval": {"val_size": 0.2, "eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 3},
-    "eval_epoch": {"val_size": 7, "eval_strategy": "epoch", "per_device_eval_batch_size": 2, "disable_shuffling": False},
+    "eval_epoch": {
+        "val_size": 7,
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": 2,
+        "disable_shuffling": False,
+    },
     "eval_dataset": {
         "eval_dataset": "prompt",
         "max_samples": 20,
@@ -352,7 +357,9 @@ def example_output(scratch):
             (place / kept).write_text("\n".join(rows) + "\n")
         elif kept.name == "adapter_config.json":
             if kept.parent.name == "":
-                (place / kept).write_text(path.read_text().replace(str(target), "saves/example"))
+                adapter = json.loads(path.read_text())
+                adapter["target_modules"].sort()  # a set, in another order each time
+                (place / kept).write_text(json.dumps(adapter, indent=2) + "\n")
     names = sorted(str(p.relative_to(target)) + ("/" if p.is_dir() else "") for p in target.rglob("*"))
     (place / "FILES").write_text("\n".join(names) + "\n")
 

@@ -27,13 +27,21 @@ PAIRS = [
     ("Spell it backwards.", "stone", "enots"),
     ("What day follows Monday?", "", "Tuesday follows Monday."),
     ("Finish the sentence.", "The cat sat on", " the mat."),
-    ("Who looks after sick people?", "", "Doctors and nurses look after sick people, and so do their families at home, every day and every night."),
+    (
+        "Who looks after sick people?",
+        "",
+        "Doctors and nurses look after sick people, and so do their families at home, every day and every night.",
+    ),
     ("Add the numbers.", "12, 30", "12 + 30 = 42"),
     ("Be quiet.", "", ""),
     ("合同是什么？", "", "合同是双方的约定。"),
     ("Name three colours.", "", "red, green, blue"),
     ("What do bees make?", "", "Honey."),
-    ("Shorten the text.", "It was raining all day long and we stayed at home, drank tea, read books, and waited for the sun to come out again.", "It rained; we stayed in."),
+    (
+        "Shorten the text.",
+        "It was raining all day long and we stayed at home, drank tea, read books, and waited for the sun to come out again.",
+        "It rained; we stayed in.",
+    ),
     ("Is 7 prime?", "", "Yes."),
     ("Is 9 prime?", "", "No: 9 = 3 x 3."),
     ("谢谢你。", "", "不客气！"),
@@ -46,7 +54,11 @@ PAIRS = [
     ("咳嗽怎么办？", "晚上更重", "喝点温水，少说话。"),
     ("What is the time?", "", "I cannot know the time."),
     ("Answer with one word.", "Snow is", "white"),
-    ("Explain a fever.", "", "A fever is a body temperature above 38 degrees. The body makes heat to fight an illness."),
+    (
+        "Explain a fever.",
+        "",
+        "A fever is a body temperature above 38 degrees. The body makes heat to fight an illness.",
+    ),
     ("Say it in capitals.", "tea", "TEA"),
     ("Give me a number.", "", "17"),
     ("What is bread made from?", "", "Flour, water, salt and yeast."),
@@ -129,7 +141,13 @@ def main():
     lines("text.jsonl", [{"text": t} for t in texts])
     (DATA / "text.txt").write_text("\n".join(t.replace("\n", " ") for t in texts) + "\n", encoding="utf-8")
 
-    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant", "system_tag": "system"}
+    tags = {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "system_tag": "system",
+    }
     alpaca = {"prompt": "instruction", "query": "input", "response": "output"}
     info = {
         "alpaca": {"file_name": "alpaca.json", "columns": {**alpaca, "system": "system", "history": "history"}},
