@@ -11,6 +11,8 @@ use serde_json::{Map, Value};
 
 use super::json;
 use super::progress::{Control, Event, LogRow, Observer, RunInfo};
+use super::schedule::Steps;
+use super::state::TrainerState;
 use crate::error::{Error, Result};
 use crate::format::atomic::write_atomic;
 
@@ -168,6 +170,17 @@ pub fn speed_metrics(split: &str, seconds: f64, samples: f64, steps: u64) -> Vec
     metrics
 }
 
+/// The closing figures of a run that made the steps after `start_step` in `seconds`: the rates, `total_flos` and
+/// `train_loss`. Only steps that were made are counted, also where the run was resumed or stopped early.
+pub fn train_metrics(seconds: f64, start_step: u64, steps: &Steps, state: &TrainerState) -> Vec<(String, f64)> {
+    let made = state.global_step.saturating_sub(start_step);
+    let samples = steps.samples_counted * (made as f64 / steps.total as f64);
+    let mut metrics = speed_metrics("train", seconds, samples, made);
+    metrics.push(("total_flos".into(), state.total_flos));
+    metrics.push(("train_loss".into(), state.losses.mean(state.global_step)));
+    metrics
+}
+
 /// Writes `<split>_results.json` (`split`: train, eval, ...) and merges `metrics` into all_results.json.
 ///
 /// # Errors
@@ -190,6 +203,7 @@ pub fn write_results(output_dir: &Path, split: &str, metrics: &[(String, f64)]) 
 
 #[cfg(test)]
 mod tests {
+    use super::super::state::LossMeter;
     use super::*;
 
     fn row(step: u64, values: &[(&str, f64)]) -> LogRow {
@@ -295,6 +309,19 @@ mod tests {
             read("all_results.json"),
             "{\n    \"epoch\": 3.0,\n    \"eval_loss\": 1.75,\n    \"total_flos\": 1.2e+17,\n    \"train_loss\": 1.5\n}"
         );
+        let steps = Steps::plan(10, 2, 1, 2.0, None, false).unwrap();
+        let config = crate::train::state::tests::state();
+        let state =
+            TrainerState { global_step: 10, losses: LossMeter { logged: 25.0, ..Default::default() }, ..config };
+        let got = train_metrics(4.0, 5, &steps, &state);
+        let want = [
+            ("train_runtime", 4.0),
+            ("train_samples_per_second", 2.5),
+            ("train_steps_per_second", 1.25),
+            ("total_flos", 12345678912345.0),
+            ("train_loss", 2.5),
+        ];
+        assert_eq!(got, want.map(|(n, x)| (n.to_string(), x)));
         assert_eq!(speed_metrics("eval", 3.0, 10.0, 5)[1], ("eval_samples_per_second".to_string(), 3.333));
     }
 }

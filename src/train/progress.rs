@@ -101,6 +101,12 @@ impl LogRow {
         self.values.iter().find(|(n, _)| n == name).map(|&(_, x)| x)
     }
 
+    /// The row as a result file has it: its values and the epoch.
+    pub fn metrics(&self) -> Vec<(String, f64)> {
+        let epoch = ("epoch".to_string(), self.epoch);
+        self.values.iter().cloned().chain([epoch]).collect()
+    }
+
     /// The row as it stands in `log_history` of trainer_state.json.
     pub fn to_history(&self, count_tokens: bool) -> Map<String, Value> {
         let mut map: Map<_, _> = self.values.iter().map(|(name, x)| (name.clone(), json::number(*x))).collect();

@@ -257,8 +257,8 @@ impl Schedule {
             SchedulerType::CosineWithRestarts => Shape::Restarts { cycles: get("num_cycles").unwrap_or(1.0) },
             SchedulerType::Polynomial => {
                 let end = get("lr_end").unwrap_or(1e-7);
-                // Not `end >= base`: a NaN must fail.
-                if !(base > end) {
+                let falls = base > end;
+                if !falls {
                     return Err(bad(format!("`lr_end` ({end}) must be below learning_rate ({base})")));
                 }
                 Shape::Polynomial { power: get("power").unwrap_or(1.0), end }
@@ -266,7 +266,8 @@ impl Schedule {
             SchedulerType::InverseSqrt => {
                 let default = if warmup == 0 { 10_000.0 } else { warmup as f64 };
                 let timescale = get("timescale").unwrap_or(default);
-                if !(timescale > 0.0) {
+                let positive = timescale > 0.0;
+                if !positive {
                     return Err(bad(format!("`timescale` must be above 0, got {timescale}")));
                 }
                 Shape::InverseSqrt { timescale }

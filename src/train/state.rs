@@ -255,7 +255,8 @@ impl TrainerState {
         }
         // Steps and fraction of epochs agree only with the same samples and accumulation.
         let epoch = steps.epoch_at(self.global_step);
-        if !((self.epoch - epoch).abs() <= 1e-9 * epoch.max(1.0)) {
+        let same = (self.epoch - epoch).abs() <= 1e-9 * epoch.max(1.0);
+        if !same {
             let why = format!(
                 "the checkpoint's step {} ends epoch {}, here it would end epoch {epoch}: the data or \
                  gradient_accumulation_steps differ",
@@ -421,12 +422,12 @@ pub fn to_rotate(steps: &[u64], limit: Option<usize>, best: Option<u64>) -> Vec<
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn state() -> TrainerState {
+    pub(crate) fn state() -> TrainerState {
         let row = LogRow {
             step: 10,
             epoch: 0.4,
