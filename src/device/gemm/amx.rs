@@ -69,6 +69,7 @@ impl Family for Amx {
     const K_STEP: usize = 32;
     const A_STRIDE: usize = A_STRIDE;
     const AVX512: bool = true;
+    const PIECE: usize = 2048;
     const B_BYTES: usize = 768 << 10;
     const MACS_PER_CYCLE: usize = 300;
 

@@ -30,6 +30,7 @@ impl Family for Avx512 {
     const K_STEP: usize = 1;
     const A_STRIDE: usize = A_STRIDE;
     const AVX512: bool = true;
+    const PIECE: usize = 512;
     const B_BYTES: usize = 768 << 10;
     const MACS_PER_CYCLE: usize = 28;
 
@@ -74,6 +75,7 @@ impl Family for Avx512 {
 /// As [`Family::tile`]; t.rows == R, t.width == 16 * V.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn tile<const R: usize, const V: usize>(t: &Tile<f32>) {
+    fetch_c(t);
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (t.a, t.b);
     for _ in 0..t.kc {
@@ -95,6 +97,17 @@ unsafe fn tile<const R: usize, const V: usize>(t: &Tile<f32>) {
     }
     // SAFETY: R rows of C.
     unsafe { store(t, &acc) }
+}
+
+/// Brings the tile of C near while its sums are computed (a hint: it cannot fault).
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn fetch_c<T>(t: &Tile<T>) {
+    for i in 0..t.rows {
+        let row = t.c.wrapping_add(i * t.ldc);
+        _mm_prefetch::<_MM_HINT_T0>(row.cast());
+        _mm_prefetch::<_MM_HINT_T0>(row.wrapping_add(t.cols - 1).cast());
+    }
 }
 
 /// C gets alpha * acc, added to what is there if asked.

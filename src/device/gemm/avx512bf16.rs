@@ -3,7 +3,7 @@
 //! `vdpbf16ps` adds the two products of a pair of k one after the other to the sum, each step rounded once to f32;
 //! subnormal inputs and results count as zero.
 
-use super::avx512::{by_size, store};
+use super::avx512::{by_size, fetch_c, store};
 use super::drive::{Family, Tile};
 use super::x86;
 use half::bf16;
@@ -23,6 +23,7 @@ impl Family for Avx512Bf16 {
     const K_STEP: usize = 2;
     const A_STRIDE: usize = A_STRIDE;
     const AVX512: bool = true;
+    const PIECE: usize = 1024;
     const B_BYTES: usize = 768 << 10;
     const MACS_PER_CYCLE: usize = 50;
 
@@ -71,6 +72,7 @@ pub(super) unsafe fn put_lines(src: *const bf16, stride: usize, n: usize, kc: us
 /// As [`Family::tile`]; t.rows == R, t.width == 16 * V.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
 unsafe fn tile<const R: usize, const V: usize>(t: &Tile<bf16>) {
+    fetch_c(t);
     let mut acc = [[_mm512_setzero_ps(); V]; R];
     let (mut a, mut b) = (t.a, t.b);
     for _ in 0..t.kc / 2 {

@@ -48,6 +48,9 @@ pub(super) trait Family {
     const A_STRIDE: usize;
     /// May the packing use AVX-512?
     const AVX512: bool;
+    /// Longest piece of K whose B is packed at a time. Longer: C is touched less often; shorter: more columns fit, and
+    /// A is packed less often. Measured.
+    const PIECE: usize;
     /// Bytes of packed B that should stay in a thread's share of the L2 cache.
     const B_BYTES: usize;
     /// Rough speed, to cut C into tasks: multiply-adds a cycle.
@@ -158,7 +161,7 @@ pub(super) fn run<F: Family>(args: Args<'_, '_>) {
         Dst::Bf16(x) => Out::Bf16(x.as_mut_ptr()),
         Dst::F64(_) => unreachable!("f64 has its own path"),
     };
-    let piece = k.min(PIECE).next_multiple_of(F::KC);
+    let piece = k.min(F::PIECE).next_multiple_of(F::KC);
     let job = Job { alpha, a, b, accumulate, out, ldc, piece };
     let cut = Cut::new::<F>(pool.map_or(1, Pool::threads), m, n, k);
     let task = |i: usize| {
@@ -186,9 +189,6 @@ fn clear(c: &mut DstView<'_>) {
     }
 }
 
-/// Longest piece of K packed at a time.
-const PIECE: usize = 2048;
-
 /// How C is cut into tasks: `m_tasks` x `n_tasks` rectangles of m_step x n_step.
 struct Cut {
     m_tasks: usize,
@@ -200,7 +200,7 @@ struct Cut {
 impl Cut {
     /// The cut with the least estimated time: each task packs its own B, and its own A once per its columns.
     fn new<F: Family>(threads: usize, m: usize, n: usize, k: usize) -> Cut {
-        let piece = k.min(PIECE).next_multiple_of(F::K_STEP);
+        let piece = k.min(F::PIECE).next_multiple_of(F::K_STEP);
         let n_max = (F::B_BYTES / size_of::<F::Elem>() / piece / F::NR * F::NR).clamp(F::NR, 512.max(F::NR));
         let n_least = n.div_ceil(n_max);
         let make = |m_tasks: usize, n_tasks: usize| {

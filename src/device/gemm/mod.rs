@@ -15,6 +15,11 @@
 //! stays in the L2 cache, then walks down its rows a micro-panel of A at a time (in L1) and sweeps the panel over the
 //! columns. NF4 is expanded by the packing step (`nf4`). Scratch is kept per thread: no allocation in the steady state.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a kernel's loops run over registers i, v of several arrays, as its formula does"
+)]
+
 #[cfg(target_arch = "x86_64")]
 mod amx;
 #[cfg(target_arch = "x86_64")]

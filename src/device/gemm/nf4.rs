@@ -73,7 +73,7 @@ impl Nf4Ref<'_> {
 
     fn nibble(&self, e: usize) -> usize {
         let byte = self.packed[e / 2];
-        usize::from(if e % 2 == 0 { byte >> 4 } else { byte & 15 })
+        usize::from(if e.is_multiple_of(2) { byte >> 4 } else { byte & 15 })
     }
 
     /// Element `e` of the flattened matrix.

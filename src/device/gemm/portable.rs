@@ -18,6 +18,7 @@ impl Family for Portable {
     const K_STEP: usize = 1;
     const A_STRIDE: usize = A_STRIDE;
     const AVX512: bool = false;
+    const PIECE: usize = 512;
     const B_BYTES: usize = 256 << 10;
     const MACS_PER_CYCLE: usize = 4;
 
