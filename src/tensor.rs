@@ -1,1 +1,319 @@
-//! tensor
+//! [`Tensor`]: a buffer with a shape and a dtype, contiguous and row-major; and [`Float`], what the CPU ops are generic
+//! over.
+
+use half::bf16;
+
+use crate::device::gemm::{Dst, Src};
+use crate::device::{Buffer, Device, Pod, simd};
+use crate::error::{Error, Result};
+
+/// Element type of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DType {
+    F64,
+    F32,
+    Bf16,
+}
+
+impl DType {
+    /// Bytes per element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 => 4,
+            DType::Bf16 => 2,
+        }
+    }
+}
+
+/// Runs `$body` with the type `$T` that `$dtype` names.
+#[macro_export]
+macro_rules! by_dtype {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::tensor::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::tensor::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::tensor::DType::Bf16 => {
+                type $T = ::half::bf16;
+                $body
+            }
+        }
+    };
+}
+
+/// Element types of tensors. Arithmetic happens in [`Float::Acc`]: f64 for the oracle, f32 for f32 and bf16.
+pub trait Float: Pod {
+    /// What sums are kept in.
+    type Acc: Real;
+    const DTYPE: DType;
+    /// Widens, exactly.
+    fn acc(self) -> Self::Acc;
+    /// Rounds to nearest, ties to even.
+    fn round(x: Self::Acc) -> Self;
+    /// As an operand of a product.
+    fn src(data: &[Self]) -> Src<'_>;
+    /// As the result of a product.
+    fn dst(data: &mut [Self]) -> Dst<'_>;
+}
+
+/// The two types that sums are kept in.
+pub trait Real: Float<Acc = Self> + num_traits::Float + std::ops::AddAssign + std::ops::MulAssign + std::iter::Sum + std::fmt::Debug {
+    /// From a constant or a hyperparameter.
+    fn of(x: f64) -> Self;
+    /// To report.
+    fn f64(self) -> f64;
+    /// e^x, in a form that vectorises.
+    fn exp_wide(self) -> Self;
+}
+
+impl Float for f64 {
+    type Acc = f64;
+    const DTYPE: DType = DType::F64;
+    #[inline(always)]
+    fn acc(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn round(x: f64) -> f64 {
+        x
+    }
+    fn src(data: &[f64]) -> Src<'_> {
+        Src::F64(data)
+    }
+    fn dst(data: &mut [f64]) -> Dst<'_> {
+        Dst::F64(data)
+    }
+}
+
+impl Float for f32 {
+    type Acc = f32;
+    const DTYPE: DType = DType::F32;
+    #[inline(always)]
+    fn acc(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn round(x: f32) -> f32 {
+        x
+    }
+    fn src(data: &[f32]) -> Src<'_> {
+        Src::F32(data)
+    }
+    fn dst(data: &mut [f32]) -> Dst<'_> {
+        Dst::F32(data)
+    }
+}
+
+impl Float for bf16 {
+    type Acc = f32;
+    const DTYPE: DType = DType::Bf16;
+    #[inline(always)]
+    fn acc(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    /// By integer arithmetic, which vectorises; NaN stays NaN.
+    #[inline(always)]
+    fn round(x: f32) -> bf16 {
+        let bits = x.to_bits();
+        let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16;
+        let quiet = ((bits >> 16) | 0x40) as u16;
+        bf16::from_bits(if bits & 0x7FFF_FFFF > 0x7F80_0000 { quiet } else { rounded })
+    }
+    fn src(data: &[bf16]) -> Src<'_> {
+        Src::Bf16(data)
+    }
+    fn dst(data: &mut [bf16]) -> Dst<'_> {
+        Dst::Bf16(data)
+    }
+}
+
+impl Real for f64 {
+    #[inline(always)]
+    fn of(x: f64) -> f64 {
+        x
+    }
+    #[inline(always)]
+    fn f64(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn exp_wide(self) -> f64 {
+        self.exp()
+    }
+}
+
+impl Real for f32 {
+    #[inline(always)]
+    fn of(x: f64) -> f32 {
+        x as f32
+    }
+    #[inline(always)]
+    fn f64(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn exp_wide(self) -> f32 {
+        simd::exp(self)
+    }
+}
+
+/// A contiguous row-major array.
+pub struct Tensor {
+    buffer: Buffer,
+    rows: usize,
+    cols: usize,
+    dtype: DType,
+    device: Device,
+}
+
+impl Tensor {
+    /// A (rows, cols) tensor whose contents are not defined yet; NaN in debug builds, so that an element nobody wrote
+    /// is seen.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is none left, or if the size passes what an address can name.
+    pub fn unwritten(rows: usize, cols: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size()));
+        let bytes = bytes.ok_or_else(|| Error::Memory(format!("a ({rows}, {cols}) tensor is too large to address")))?;
+        let mut t = Self { buffer: device.alloc(bytes)?, rows, cols, dtype, device: device.clone() };
+        if cfg!(debug_assertions) && !device.is_plan() {
+            t.buffer.bytes_mut().fill(0xFF); // NaN in every float type
+        }
+        Ok(t)
+    }
+
+    /// A (rows, cols) tensor of zeros.
+    ///
+    /// # Errors
+    /// As [`Tensor::unwritten`].
+    pub fn zeros(rows: usize, cols: usize, dtype: DType, device: &Device) -> Result<Self> {
+        let mut t = Self::unwritten(rows, cols, dtype, device)?;
+        t.fill_zero();
+        Ok(t)
+    }
+
+    /// Sets every element to 0.
+    pub fn fill_zero(&mut self) {
+        if !self.device.is_plan() {
+            self.buffer.bytes_mut().fill(0);
+        }
+    }
+
+    /// A copy in a place of its own.
+    ///
+    /// # Errors
+    /// As [`Tensor::unwritten`].
+    pub fn copy(&self) -> Result<Self> {
+        let mut t = Self::unwritten(self.rows, self.cols, self.dtype, &self.device)?;
+        if !self.device.is_plan() {
+            t.buffer.bytes_mut().copy_from_slice(self.buffer.bytes());
+        }
+        Ok(t)
+    }
+
+    /// A tensor holding these values.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] unless there are rows * cols of them; otherwise as [`Tensor::unwritten`].
+    pub fn from_slice<T: Float>(data: &[T], rows: usize, cols: usize, device: &Device) -> Result<Self> {
+        if rows.checked_mul(cols) != Some(data.len()) {
+            return Err(Error::shape("tensor", format!("{} values are not ({rows}, {cols})", data.len())));
+        }
+        let mut t = Self::unwritten(rows, cols, T::DTYPE, device)?;
+        if !device.is_plan() {
+            t.slice_mut::<T>().copy_from_slice(data);
+        }
+        Ok(t)
+    }
+
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Size in bytes.
+    pub fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The elements. Panics on another dtype, or in a plan: both are errors of the calling op.
+    pub fn slice<T: Float>(&self) -> &[T] {
+        assert_eq!(self.dtype, T::DTYPE, "an op read a tensor as another dtype");
+        self.buffer.as_slice()
+    }
+
+    /// The elements, to be written. Panics as [`Tensor::slice`] does.
+    pub fn slice_mut<T: Float>(&mut self) -> &mut [T] {
+        assert_eq!(self.dtype, T::DTYPE, "an op wrote a tensor as another dtype");
+        self.buffer.as_mut_slice()
+    }
+
+    /// Every element as f64, to compare or report.
+    pub fn to_f64(&self) -> Vec<f64> {
+        by_dtype!(self.dtype, T => self.slice::<T>().iter().map(|x| x.acc().f64()).collect())
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] unless the tensor is (rows, cols) of `dtype`; `what` names it.
+    pub fn expect(&self, what: &'static str, rows: usize, cols: usize, dtype: DType) -> Result<()> {
+        if (self.rows, self.cols, self.dtype) == (rows, cols, dtype) {
+            return Ok(());
+        }
+        let why = format!("is ({}, {}) {:?}, must be ({rows}, {cols}) {dtype:?}", self.rows, self.cols, self.dtype);
+        Err(Error::shape(what, why))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_rounds_as_half_does() {
+        let mut bits = 1u32;
+        for _ in 0..200_000 {
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let x = f32::from_bits(bits);
+            assert_eq!(<bf16 as Float>::round(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+        }
+        for x in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE, 1e-45] {
+            assert_eq!(<bf16 as Float>::round(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_checked() {
+        let cpu = Device::cpu(1);
+        assert!(Tensor::unwritten(usize::MAX, 2, DType::F32, &cpu).is_err());
+        assert!(Tensor::from_slice(&[1.0f32], 1, 2, &cpu).is_err());
+        let t = Tensor::from_slice(&[1.0f32, 2.0], 1, 2, &cpu).unwrap();
+        assert!(t.expect("t", 2, 1, DType::F32).is_err());
+        assert_eq!(t.to_f64(), [1.0, 2.0]);
+    }
+}

@@ -1,9 +1,201 @@
-//! Command line: argv -> library call -> exit code.
+//! Command line: argv -> library call -> exit code. Errors are one line on stderr; results go to stdout.
+
+mod args;
+mod env;
+pub mod inspect;
+pub mod plan;
+pub mod train;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
 
-/// Runs the program and returns its exit code.
-pub fn main(_args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    ExitCode::SUCCESS
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+
+use self::args::{Args, Raw, Subcommand};
+use crate::config::{self, Command, Config};
+use crate::error::{Error, Result};
+
+/// What a shell reports of a program that Ctrl-C ended: 128 + SIGINT.
+const STOPPED: u8 = 130;
+
+/// Runs the program and returns its exit code: 0, 1 after an error, 130 after a run that was stopped.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    start_log();
+    let args = match Args::try_parse_from(args) {
+        Ok(args) => args,
+        Err(e) => return usage(&e),
+    };
+    match run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e}");
+            match e {
+                Error::Stopped { .. } => ExitCode::from(STOPPED),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+fn run(args: Args) -> Result<()> {
+    match args.command {
+        Subcommand::Train(raw) => with_config("train", &raw, Command::Train, train::run),
+        Subcommand::Inspect(raw) => with_config("inspect", &raw, Command::Inspect, inspect::run),
+        Subcommand::Plan(raw) => with_config("plan", &raw, Command::Plan, plan::run),
+        Subcommand::Env => {
+            say(&env::report());
+            Ok(())
+        }
+        Subcommand::Version => {
+            say(&format!("qlora-engine {}\n", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+        Subcommand::Chat(raw) => not_yet("chat", &raw),
+        Subcommand::Export(raw) => not_yet("export", &raw),
+        Subcommand::Api(raw) => not_yet("api", &raw),
+        Subcommand::Webui(_) => Err(Error::NotYet("`webui` is not built yet".to_string())),
+        Subcommand::Webchat(_) => Err(Error::NotYet("`webchat` is not built yet".to_string())),
+        Subcommand::Eval(_) => Err(Error::NotYet("`eval` is not built yet".to_string())),
+        Subcommand::Predict(_) => Err(Error::NotYet("`predict` is not built yet".to_string())),
+        Subcommand::Generate(_) => Err(Error::NotYet("`generate` is not built yet".to_string())),
+    }
+}
+
+/// Loads the config from a command's arguments, says what of it has no effect, and hands it over.
+fn with_config(name: &str, raw: &Raw, command: Command, run: fn(Config) -> Result<()>) -> Result<()> {
+    if raw.asks_for_help() {
+        say(&help_of(name));
+        return Ok(());
+    }
+    if raw.args.is_empty() {
+        let why = format!("needs a config: qlora-engine {name} file.yaml");
+        return Err(Error::config(name, why));
+    }
+    let config = config::load(&raw.args)?;
+    config.validate_for(command)?;
+    for line in no_effect_lines(&config.no_effect) {
+        eprintln!("note: {line}");
+    }
+    run(config)
+}
+
+/// The answer of a command to come. What its config asks for that will not be built is refused by name already.
+fn not_yet(name: &str, raw: &Raw) -> Result<()> {
+    if raw.asks_for_help() {
+        say(&help_of(name));
+        return Ok(());
+    }
+    if !raw.args.is_empty() {
+        config::load(&raw.args)?;
+    }
+    Err(Error::NotYet(format!("`{name}` is not built yet")))
+}
+
+/// Keys without effect, grouped by reason: a usual file has several of a kind.
+fn no_effect_lines(keys: &[(String, String)]) -> Vec<String> {
+    let mut reasons: Vec<(&str, Vec<String>)> = Vec::new();
+    for (key, why) in keys {
+        let key = format!("`{key}`");
+        match reasons.iter_mut().find(|(reason, _)| reason == why) {
+            Some((_, keys)) => keys.push(key),
+            None => reasons.push((why, vec![key])),
+        }
+    }
+    reasons.into_iter().map(|(why, keys)| format!("no effect here: {}: {why}", keys.join(", "))).collect()
+}
+
+/// Prints to stdout. A reader that left early (`| head`) is no error.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}
+
+fn help_of(name: &str) -> String {
+    let mut app = Args::command();
+    app.build();
+    match app.find_subcommand_mut(name) {
+        Some(sub) => sub.render_long_help().to_string(),
+        None => app.render_long_help().to_string(),
+    }
+}
+
+/// Help and version are results; a misuse is one line, like every error.
+fn usage(e: &clap::Error) -> ExitCode {
+    match e.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            say(&e.to_string());
+            ExitCode::SUCCESS
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprint!("{e}");
+            ExitCode::FAILURE
+        }
+        _ => {
+            let text = e.to_string();
+            let line =
+                |start: &str| text.lines().map(str::trim).find_map(|l| l.strip_prefix(start).map(str::to_string));
+            let what = line("error: ").unwrap_or_else(|| "the arguments are not understood".to_string());
+            match line("tip: ") {
+                Some(tip) => eprintln!("error: {what}: {tip}"),
+                None => eprintln!("error: {what}: see qlora-engine --help"),
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Log lines go to stderr as `warning: ...`. QLORA_LOG sets the level (error, warn, info, debug, trace, off).
+fn start_log() {
+    let started = env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Warn)
+        .parse_env("QLORA_LOG")
+        .format(|out, record| {
+            let level = match record.level() {
+                log::Level::Error => "error",
+                log::Level::Warn => "warning",
+                log::Level::Info => "info",
+                log::Level::Debug => "debug",
+                log::Level::Trace => "trace",
+            };
+            writeln!(out, "{level}: {}", record.args())
+        })
+        .try_init();
+    // Another program that embeds this one has a logger of its own, and keeps it.
+    drop(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commands_are_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_a_command_is_the_configs() {
+        let line = "qlora-engine train a.yaml learning_rate=1e-4 --output_dir x --do_train --max_steps -1";
+        let args = Args::try_parse_from(line.split(' ')).unwrap();
+        let Subcommand::Train(raw) = args.command else { panic!("another command") };
+        assert_eq!(raw.args, line.split(' ').skip(2).collect::<Vec<_>>());
+        let args = Args::try_parse_from(["qlora-engine", "train", "--config", "a.yaml"]).unwrap();
+        let Subcommand::Train(raw) = args.command else { panic!("another command") };
+        assert_eq!(raw.args, ["--config", "a.yaml"]);
+        assert!(!raw.asks_for_help());
+    }
+
+    #[test]
+    fn keys_without_effect_are_grouped() {
+        let keys = [("a", "x"), ("b", "y"), ("c", "x")].map(|(k, why)| (k.to_string(), why.to_string()));
+        assert_eq!(no_effect_lines(&keys), ["no effect here: `a`, `c`: x", "no effect here: `b`: y"]);
+    }
+
+    #[test]
+    fn help_names_an_example() {
+        for name in ["train", "inspect", "plan"] {
+            assert!(help_of(name).contains(&format!("qlora-engine {name} ")), "{name}");
+        }
+    }
 }

@@ -4,9 +4,14 @@
 
 pub mod batch;
 pub mod cache;
+pub mod convert;
 pub mod encode;
 pub mod inspect;
+pub mod order;
 mod pack;
+pub mod read;
+pub mod registry;
+pub mod source;
 pub mod template;
 pub mod tokenizer;
 mod types;

@@ -1,1 +1,181 @@
-//! device
+//! Where tensors live and ops run: [`Device`], its memory ([`Buffer`], [`Layout`]) and its threads.
+//!
+//! There is no backend trait. An op asks [`Device::exec`] and matches on the answer.
+
+mod buffer;
+pub mod gemm;
+mod layout;
+pub mod par;
+pub mod pool;
+pub mod simd;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use buffer::{Buffer, Pod};
+pub use layout::{Layout, Recorder};
+
+use crate::error::{Error, Result};
+use buffer::Arena;
+use layout::Replay;
+use pool::Pool;
+
+/// A place to compute. Cheap to clone; clones are the same device.
+#[derive(Clone)]
+pub struct Device(Arc<Inner>);
+
+struct Inner {
+    kind: Kind,
+    memory: Mutex<Memory>,
+}
+
+enum Kind {
+    Cpu(Pool),
+    Plan(Counter),
+}
+
+/// How a new [`Buffer`] gets its memory.
+enum Memory {
+    /// Each buffer by itself: weights, optimizer state, everything outside a step.
+    Heap,
+    /// The k-th buffer at the k-th offset of a layout, in memory reserved before the first step.
+    Arena { arena: Arc<Arena>, replay: Replay },
+    /// No memory: sizes and lifetimes are written down.
+    Record(Recorder),
+}
+
+/// What an op does on a device.
+pub enum Exec<'a> {
+    /// Plain Rust on these threads.
+    Cpu(&'a Pool),
+    /// No computation: the op reports its work, and allocations are written down.
+    Plan(&'a Counter),
+}
+
+/// The work of a planned step.
+#[derive(Default)]
+pub struct Counter(Mutex<f64>);
+
+impl Counter {
+    /// Adds floating-point operations (a multiply-add counts as two).
+    pub fn flops(&self, n: f64) {
+        *lock(&self.0) += n;
+    }
+}
+
+/// Ignores poisoning: every critical section here leaves the value whole.
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Device {
+    /// The CPU with this many threads. The bits of every result are the same whatever the number.
+    pub fn cpu(threads: usize) -> Self {
+        Self::new(Kind::Cpu(Pool::new(threads)), Memory::Heap)
+    }
+
+    /// A device that computes nothing and holds nothing, for planning.
+    pub fn plan() -> Self {
+        Self::new(Kind::Plan(Counter::default()), Memory::Record(Recorder::default()))
+    }
+
+    fn new(kind: Kind, memory: Memory) -> Self {
+        Self(Arc::new(Inner { kind, memory: Mutex::new(memory) }))
+    }
+
+    /// What an op is to do here.
+    pub fn exec(&self) -> Exec<'_> {
+        match &self.0.kind {
+            Kind::Cpu(pool) => Exec::Cpu(pool),
+            Kind::Plan(counter) => Exec::Plan(counter),
+        }
+    }
+
+    /// Whether this device only plans.
+    pub fn is_plan(&self) -> bool {
+        matches!(self.0.kind, Kind::Plan(_))
+    }
+
+    /// Whether two handles are the same device.
+    pub fn same(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Memory for `bytes` bytes, its contents unspecified (but initialised).
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the system has none left, or if an allocation during a replay is not the planned one.
+    pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
+        match &mut *lock(&self.0.memory) {
+            Memory::Heap => Buffer::heap(bytes),
+            Memory::Arena { arena, replay } => {
+                let (slot, offset) = replay.take(bytes)?;
+                Ok(Buffer::in_arena(self.clone(), arena.clone(), slot, offset, bytes))
+            }
+            Memory::Record(recorder) => Ok(Buffer::planned(self.clone(), recorder.born(bytes), bytes)),
+        }
+    }
+
+    /// Called by a buffer that goes.
+    fn freed(&self, slot: usize) {
+        match &mut *lock(&self.0.memory) {
+            Memory::Heap => {}
+            Memory::Arena { replay, .. } => replay.give_back(slot),
+            Memory::Record(recorder) => recorder.died(slot),
+        }
+    }
+
+    /// Reserves and touches the memory for steps of at most this layout.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the system has not that much.
+    pub fn reserve(&self, bytes: usize) -> Result<Reserved> {
+        Ok(Reserved { device: self.clone(), arena: Arc::new(Arena::new(bytes)?) })
+    }
+
+    /// On a planning device: what was recorded since the last call, and the work counted, both reset.
+    pub fn take_plan(&self) -> Option<(Recorder, f64)> {
+        let Kind::Plan(counter) = &self.0.kind else { return None };
+        let Memory::Record(recorder) = &mut *lock(&self.0.memory) else { return None };
+        Some((std::mem::take(recorder), std::mem::take(&mut *lock(&counter.0))))
+    }
+}
+
+/// Memory reserved for steps, before the first of them.
+pub struct Reserved {
+    device: Device,
+    arena: Arc<Arena>,
+}
+
+impl Reserved {
+    /// Bytes reserved.
+    pub fn bytes(&self) -> usize {
+        self.arena.bytes()
+    }
+
+    /// Runs `step` with every allocation at the place that `layout` gave it.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the layout is larger than what is reserved, or if a step is already running; and whatever
+    /// `step` returns.
+    pub fn run<R>(&self, layout: &Arc<Layout>, step: impl FnOnce() -> Result<R>) -> Result<R> {
+        if layout.bytes() > self.arena.bytes() {
+            let (want, have) = (layout.bytes(), self.arena.bytes());
+            return Err(Error::Memory(format!("a step needs {want} bytes, but {have} were reserved")));
+        }
+        let mut memory = lock(&self.device.0.memory);
+        if !matches!(*memory, Memory::Heap) {
+            return Err(Error::Memory("a step is already running on this device".into()));
+        }
+        *memory = Memory::Arena { arena: self.arena.clone(), replay: Replay::new(layout.clone()) };
+        drop(memory);
+        // Also on the way out of a panic: the next step must find the device as it was.
+        struct Restore<'a>(&'a Device);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                *lock(&self.0.0.memory) = Memory::Heap;
+            }
+        }
+        let _restore = Restore(&self.device);
+        step()
+    }
+}

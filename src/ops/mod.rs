@@ -1,1 +1,77 @@
-//! ops
+//! The operations of a training step, a folder each: `mod.rs` says what it computes and checks shapes, `cpu.rs`
+//! computes it. `fwd` returns what `bwd` needs; `bwd` takes it by value. No op imports another op.
+
+pub mod adamw;
+pub mod attention;
+pub mod embedding;
+pub mod grad_norm;
+pub mod linear;
+pub mod linear_cross_entropy;
+pub mod philox;
+pub mod rms_norm;
+pub mod rope;
+mod sums;
+pub mod swiglu;
+
+use crate::device::gemm::{DstView, View};
+use crate::error::{Error, Result};
+use crate::tensor::{Float, Tensor};
+
+/// A (rows, cols) matrix inside a larger flat tensor, or a whole tensor: how ops see parameters.
+///
+/// `grad` says whether it is trained; its gradient then lies at the same offset of the flat gradient.
+#[derive(Clone, Copy)]
+pub struct Slot<'a> {
+    pub tensor: &'a Tensor,
+    pub offset: usize,
+    pub rows: usize,
+    pub cols: usize,
+    pub grad: bool,
+}
+
+impl<'a> Slot<'a> {
+    /// A frozen tensor as it is.
+    pub fn whole(tensor: &'a Tensor) -> Self {
+        Slot { tensor, offset: 0, rows: tensor.rows(), cols: tensor.cols(), grad: false }
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn slice<T: Float>(&self) -> &'a [T] {
+        &self.tensor.slice::<T>()[self.offset..][..self.len()]
+    }
+
+    pub(crate) fn grad_of<'g, A: Float>(&self, grads: &'g mut Tensor) -> &'g mut [A] {
+        let (offset, len) = (self.offset, self.len());
+        &mut grads.slice_mut::<A>()[offset..][..len]
+    }
+
+    pub(crate) fn expect(&self, what: &'static str, rows: usize, cols: usize, like: &Tensor) -> Result<()> {
+        if (self.rows, self.cols) != (rows, cols) {
+            return Err(Error::shape(what, format!("is ({}, {}), must be ({rows}, {cols})", self.rows, self.cols)));
+        }
+        if self.tensor.dtype() != like.dtype() {
+            return Err(Error::shape(what, format!("is {:?}, x is {:?}", self.tensor.dtype(), like.dtype())));
+        }
+        Ok(())
+    }
+}
+
+/// `data` as a row-major (rows, cols) operand of a product.
+pub(crate) fn mat<T: Float>(data: &[T], rows: usize, cols: usize) -> View<'_> {
+    View::new(T::src(data), rows, cols)
+}
+
+/// `data` as a row-major result of `cols` columns.
+pub(crate) fn out<T: Float>(data: &mut [T], cols: usize) -> DstView<'_> {
+    let rows = data.len() / cols.max(1);
+    DstView::new(T::dst(data), rows, cols)
+}

@@ -1,0 +1,83 @@
+//! The commands and their help.
+
+use clap::Parser;
+
+/// Fine-tune language models with LoRA and QLoRA: one program, no Python.
+///
+/// It reads the YAML files of LLaMA-Factory, with the same keys, defaults and data sets, and writes an adapter that
+/// PEFT loads.
+#[derive(Debug, Parser)]
+#[command(name = "qlora-engine", version, arg_required_else_help = true, after_help = FIRST_STEPS)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub command: Subcommand,
+}
+
+const FIRST_STEPS: &str = "\
+First steps:
+  qlora-engine plan file.yaml       what a run would cost, before anything is loaded
+  qlora-engine inspect file.yaml    the exact tokens it would train on
+  qlora-engine train file.yaml      the run itself
+
+QLORA_LOG=info shows more of what happens; HF_ENDPOINT and HF_TOKEN are respected for downloads.";
+
+const CONFIG: &str = "\
+A config is a LLaMA-Factory file, .yaml or .json. Settings after it override it, in any of these forms:
+  learning_rate=1e-4    --learning_rate 1e-4    --learning_rate=1e-4    --bf16 (true)";
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Subcommand {
+    /// Fine-tune (or pretrain) as a config says
+    ///
+    /// Writes the adapter, logs and checkpoints to `output_dir`. Ctrl-C saves a checkpoint and leaves;
+    /// `resume_from_checkpoint=true` goes on from it.
+    #[command(override_usage = "qlora-engine train FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine train file.yaml learning_rate=1e-4 output_dir=saves/mine"))]
+    Train(Raw),
+    /// Show the exact tokens of the first samples, with the trained ones marked
+    #[command(override_usage = "qlora-engine inspect FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine inspect file.yaml template=qwen3"))]
+    Inspect(Raw),
+    /// Show samples, steps, tokens and bytes by purpose, before anything is loaded
+    #[command(override_usage = "qlora-engine plan FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine plan file.yaml cutoff_len=4096 max_memory=8GB"))]
+    Plan(Raw),
+    /// Show what this machine offers: instruction set, cores, memory, GPU
+    ///
+    /// Example: qlora-engine env
+    Env,
+    /// Show the version
+    ///
+    /// Example: qlora-engine version
+    Version,
+    /// Not yet: talk to a model on the terminal
+    Chat(Raw),
+    /// Not yet: merge an adapter into its base
+    Export(Raw),
+    /// Not yet: serve the OpenAI API
+    Api(Raw),
+    /// Not yet: the board in a browser
+    Webui(Raw),
+    /// Not yet: chat in a browser
+    #[command(hide = true)]
+    Webchat(Raw),
+    /// Not yet: benchmarks
+    Eval(Raw),
+    /// Not yet: answers for a data set, with scores
+    Predict(Raw),
+    /// Not yet: complete a prompt
+    #[command(hide = true)]
+    Generate(Raw),
+}
+
+/// Everything after the command, untouched: it is for `config::load`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Raw {
+    /// The config file, then settings that override it.
+    #[arg(value_name = "FILE, KEY=VALUE", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+impl Raw {
+    /// Whether `--help` stands among the settings.
+    pub fn asks_for_help(&self) -> bool {
+        self.args.iter().any(|a| a == "--help" || a == "-h")
+    }
+}

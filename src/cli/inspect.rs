@@ -1,0 +1,12 @@
+//! `inspect`: shows the tokens of the first samples.
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+
+/// Runs the command on a config that passed `validate_for`.
+///
+/// # Errors
+/// [`Error::NotYet`].
+pub fn run(_config: Config) -> Result<()> {
+    Err(Error::NotYet("`inspect` is not built yet".to_string()))
+}

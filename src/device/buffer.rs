@@ -1,0 +1,169 @@
+//! [`Buffer`]: owned, aligned, initialised bytes on the heap, in the arena of a step, or nowhere (when planning).
+
+use std::alloc::{self, Layout as HeapLayout};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::Device;
+use super::layout::ALIGN;
+use crate::error::{Error, Result};
+
+/// Bytes that one tensor owns. Never shared: `&mut Buffer` is exclusive access to them.
+pub struct Buffer {
+    ptr: NonNull<u8>,
+    bytes: usize,
+    place: Place,
+}
+
+enum Place {
+    Heap,
+    Arena { device: Device, slot: usize, _arena: Arc<Arena> },
+    Planned { device: Device, slot: usize },
+}
+
+// SAFETY: a buffer owns its bytes exclusively, whichever place they are in: a heap block is its own, and the arena's
+// replay hands out no byte twice at the same time. So it may move between threads, and `&Buffer` only reads.
+unsafe impl Send for Buffer {}
+// SAFETY: as above.
+unsafe impl Sync for Buffer {}
+
+fn heap_layout(bytes: usize) -> Result<HeapLayout> {
+    HeapLayout::from_size_align(bytes.max(1), ALIGN)
+        .map_err(|_| Error::Memory(format!("{bytes} bytes are more than an address can name")))
+}
+
+fn allocate(bytes: usize) -> Result<NonNull<u8>> {
+    let layout = heap_layout(bytes)?;
+    // SAFETY: the layout has a size above zero.
+    let ptr = unsafe { alloc::alloc_zeroed(layout) };
+    NonNull::new(ptr).ok_or_else(|| Error::Memory(format!("the system has no {bytes} bytes left")))
+}
+
+impl Buffer {
+    pub(super) fn heap(bytes: usize) -> Result<Self> {
+        Ok(Self { ptr: allocate(bytes)?, bytes, place: Place::Heap })
+    }
+
+    pub(super) fn in_arena(device: Device, arena: Arc<Arena>, slot: usize, offset: usize, bytes: usize) -> Self {
+        assert!(offset + bytes <= arena.bytes, "a slot lies inside the arena");
+        // SAFETY: the offset lies inside the arena's one allocation, which `_arena` keeps alive.
+        let ptr = unsafe { arena.ptr.add(offset) };
+        Self { ptr, bytes, place: Place::Arena { device, slot, _arena: arena } }
+    }
+
+    pub(super) fn planned(device: Device, slot: usize, bytes: usize) -> Self {
+        Self { ptr: NonNull::dangling(), bytes, place: Place::Planned { device, slot } }
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it holds no byte.
+    pub fn is_empty(&self) -> bool {
+        self.bytes == 0
+    }
+
+    /// The bytes. Panics for a planned buffer, which has none.
+    pub fn bytes(&self) -> &[u8] {
+        self.assert_real();
+        // SAFETY: `ptr` points to `bytes` bytes, initialised (zeroed at allocation), owned by this buffer.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) }
+    }
+
+    /// The bytes, to be written. Panics for a planned buffer.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.assert_real();
+        // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) }
+    }
+
+    /// The bytes as numbers. Panics for a planned buffer.
+    pub fn as_slice<T: Pod>(&self) -> &[T] {
+        self.assert_real();
+        // SAFETY: `Pod` types take any bit pattern; `ptr` is aligned to 64 bytes, above any `Pod`'s alignment; the
+        // length is rounded down to whole elements.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr().cast(), self.bytes / size_of::<T>()) }
+    }
+
+    /// The bytes as numbers, to be written. Panics for a planned buffer.
+    pub fn as_mut_slice<T: Pod>(&mut self) -> &mut [T] {
+        self.assert_real();
+        // SAFETY: as in `as_slice`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.bytes / size_of::<T>()) }
+    }
+
+    fn assert_real(&self) {
+        assert!(!matches!(self.place, Place::Planned { .. }), "a planned buffer has no bytes: an op computed in a plan");
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        match &self.place {
+            Place::Heap => {
+                if let Ok(layout) = heap_layout(self.bytes) {
+                    // SAFETY: `allocate` made this pointer with this very layout.
+                    unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) }
+                }
+            }
+            Place::Arena { device, slot, .. } | Place::Planned { device, slot } => device.freed(*slot),
+        }
+    }
+}
+
+/// Numbers for which every bit pattern is a value.
+///
+/// # Safety
+/// The type has no padding, no invalid bit pattern, and an alignment of at most 64.
+pub unsafe trait Pod: Copy + Send + Sync + 'static {}
+// SAFETY: plain numbers; `bf16` is a transparent u16.
+unsafe impl Pod for u8 {}
+// SAFETY: as above.
+unsafe impl Pod for u32 {}
+// SAFETY: as above.
+unsafe impl Pod for f32 {}
+// SAFETY: as above.
+unsafe impl Pod for f64 {}
+// SAFETY: as above.
+unsafe impl Pod for half::bf16 {}
+
+/// The one allocation in which a step's tensors live.
+pub(super) struct Arena {
+    ptr: NonNull<u8>,
+    bytes: usize,
+}
+
+// SAFETY: the arena itself is only a range of addresses; who may touch which bytes is decided by the replay.
+unsafe impl Send for Arena {}
+// SAFETY: as above.
+unsafe impl Sync for Arena {}
+
+impl Arena {
+    /// Reserves the bytes and writes to every page, so that a system without that much says so now and not at step 900.
+    pub(super) fn new(bytes: usize) -> Result<Self> {
+        let ptr = allocate(bytes)?;
+        // SAFETY: all of it was just allocated and nobody else knows of it.
+        let all = unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), bytes) };
+        for page in all.chunks_mut(4096) {
+            // A volatile write is not dropped as a repetition of the zeroes that the allocation promises.
+            // SAFETY: a chunk is never empty.
+            unsafe { std::ptr::write_volatile(page.as_mut_ptr(), 0) };
+        }
+        Ok(Self { ptr, bytes })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if let Ok(layout) = heap_layout(self.bytes) {
+            // SAFETY: `allocate` made this pointer with this very layout.
+            unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) }
+        }
+    }
+}

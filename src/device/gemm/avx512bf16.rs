@@ -1,0 +1,98 @@
+//! AVX512-BF16 kernel: bf16 pairs into f32, 14 x 32 tiles.
+//!
+//! `vdpbf16ps` adds the two products of a pair of k one after the other to the sum, each step rounded once to f32;
+//! subnormal inputs and results count as zero.
+
+use super::avx512::{by_size, store};
+use super::drive::{Family, Tile};
+use super::x86;
+use half::bf16;
+use std::arch::x86_64::*;
+
+pub(super) struct Avx512Bf16;
+
+const MR: usize = 14;
+const KC: usize = 512;
+const A_STRIDE: usize = KC + 32;
+
+impl Family for Avx512Bf16 {
+    type Elem = bf16;
+    const MR: usize = MR;
+    const NR: usize = 32;
+    const KC: usize = KC;
+    const K_STEP: usize = 2;
+    const A_STRIDE: usize = A_STRIDE;
+    const AVX512: bool = true;
+    const B_BYTES: usize = 768 << 10;
+    const MACS_PER_CYCLE: usize = 50;
+
+    unsafe fn tile(t: &Tile<bf16>) {
+        // SAFETY: the same contract.
+        unsafe { by_size!(tile, t, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]) }
+    }
+
+    unsafe fn put_rows(rows: [*const bf16; 2], n: usize, width: usize, out: *mut bf16) {
+        // SAFETY: the same contract.
+        unsafe { x86::pair_rows(rows[0], rows[1], n, width, out) }
+    }
+
+    unsafe fn put_lines(src: *const bf16, stride: usize, n: usize, kc: usize, width: usize, out: *mut bf16) {
+        // SAFETY: the same contract.
+        unsafe { put_lines(src, stride, n, kc, width, out) }
+    }
+
+    unsafe fn put_transposed(src: *const bf16, stride: usize, kc: usize, rows: usize, out: *mut bf16) {
+        // SAFETY: the same contract; rows are written in whole vectors, within A_STRIDE.
+        unsafe { x86::transpose_rows_bf16(src, stride, kc, rows, out, A_STRIDE) }
+    }
+
+    fn round(src: &[f32], out: &mut [bf16]) {
+        // SAFETY: this family runs on AVX-512 machines only; both have this length.
+        unsafe { x86::round(src.as_ptr(), src.len().min(out.len()), out.as_mut_ptr()) }
+    }
+}
+
+/// Pairs of k are 32-bit elements: transposed as such.
+///
+/// # Safety
+/// As [`Family::put_lines`].
+pub(super) unsafe fn put_lines(src: *const bf16, stride: usize, n: usize, kc: usize, width: usize, out: *mut bf16) {
+    for g in (0..width).step_by(16) {
+        let lines = n.saturating_sub(g).min(16);
+        let src = src.wrapping_add(g * stride).cast();
+        // SAFETY: `lines` lines of kc; rows of 16 pairs at column g.
+        unsafe { x86::transpose_lines(src, 2 * stride, lines, kc, out.add(2 * g).cast(), 4 * width) };
+    }
+}
+
+/// R rows, V vectors of 16 columns.
+///
+/// # Safety
+/// As [`Family::tile`]; t.rows == R, t.width == 16 * V.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn tile<const R: usize, const V: usize>(t: &Tile<bf16>) {
+    let mut acc = [[_mm512_setzero_ps(); V]; R];
+    let (mut a, mut b) = (t.a, t.b);
+    for _ in 0..t.kc / 2 {
+        // SAFETY: one pair of k of each panel; the pointers end one past the panels' last. Rows of A are aligned to 64
+        // bytes, so a pair is an aligned 32-bit element. A vector of 16 pairs is 16 x 32 bits in either type.
+        unsafe {
+            let mut y = [_mm512_setzero_si512(); V];
+            for v in 0..V {
+                y[v] = _mm512_loadu_si512(b.add(32 * v).cast());
+            }
+            for i in 0..R {
+                let x = _mm512_set1_epi32(*a.add(i * A_STRIDE).cast::<i32>());
+                for v in 0..V {
+                    let (x, y) =
+                        (std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(y[v]));
+                    acc[i][v] = _mm512_dpbf16_ps(acc[i][v], x, y);
+                }
+            }
+            a = a.add(2);
+            b = b.add(32 * V);
+        }
+    }
+    // SAFETY: R rows of C.
+    unsafe { store(t, &acc) }
+}

@@ -1,0 +1,191 @@
+//! The whole model: embedding, blocks, final norm, head and loss; forward, and forward with backward.
+
+use super::block::{Block, Context, Policy, Saved};
+use super::params::Params;
+use super::spec::Spec;
+use super::weights::{Vector, Weight};
+use crate::data::Batch;
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::ops::embedding::{self, Noise};
+use crate::ops::linear::{self, Linear};
+use crate::ops::philox::Stream;
+use crate::ops::rope::Table;
+use crate::ops::{Slot, linear_cross_entropy, rms_norm};
+use crate::tensor::{DType, Tensor};
+
+pub use super::weights::Dropout;
+
+/// A loaded model with its trained parameters.
+pub struct Model {
+    pub spec: Spec,
+    /// dtype of activations and dense weights.
+    pub dtype: DType,
+    pub device: Device,
+    pub params: Params,
+    pub(super) embed: Weight,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: Vector,
+    /// None: the head is the embedding.
+    pub(super) head: Option<Weight>,
+    pub(super) rope: Table,
+}
+
+/// How a training pass runs.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass {
+    pub policy: Policy,
+    /// Probability of the adapters' dropout.
+    pub dropout: f64,
+    /// NEFTune's alpha.
+    pub neftune: Option<f64>,
+    pub seed: u64,
+    /// Counts micro-batches over the whole run: what random numbers depend on.
+    pub micro_step: u32,
+    /// 1 / (labels of the whole optimizer step): the gradient's scale.
+    pub scale: f64,
+}
+
+/// Stream of NEFTune's noise; adapters count from 0.
+const NOISE_MODULE: u32 = u32::MAX;
+
+impl Model {
+    fn table(&self) -> Slot<'_> {
+        self.dense(&self.embed)
+    }
+
+    fn head(&self) -> Slot<'_> {
+        self.dense(self.head.as_ref().unwrap_or(&self.embed))
+    }
+
+    fn dense<'a>(&'a self, w: &'a Weight) -> Slot<'a> {
+        match w.slot(&self.params) {
+            Some(s) => s,
+            None => unreachable!("embedding and head are never quantised"),
+        }
+    }
+
+    fn context<'a>(&'a self, batch: &'a Batch, dropout: Option<Dropout>) -> Context<'a> {
+        Context {
+            spec: &self.spec,
+            params: &self.params,
+            rope: &self.rope,
+            positions: &batch.positions,
+            cu_seqlens: &batch.cu_seqlens,
+            dropout,
+        }
+    }
+
+    /// Bytes of frozen weights: (dense, NF4).
+    pub fn frozen_bytes(&self) -> (u64, u64) {
+        let mut sums = (0, 0);
+        let mut add = |w: &Weight| {
+            let (dense, nf4) = w.frozen_bytes();
+            sums = (sums.0 + dense, sums.1 + nf4);
+        };
+        add(&self.embed);
+        add(&self.norm.0);
+        self.head.iter().for_each(&mut add);
+        for b in &self.blocks {
+            b.weights().for_each(&mut add);
+        }
+        sums
+    }
+
+    /// Positions that the rotation table covers: the longest sequence that can be run.
+    pub fn max_positions(&self) -> usize {
+        self.rope.positions()
+    }
+
+    /// The summed cross-entropy of a batch; its gradient times `pass.scale` is added to `grads`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if the batch does not fit the model (an id beyond the embedding, a position beyond the table).
+    pub fn loss_and_grad(&self, batch: &Batch, pass: Pass, grads: &mut Tensor) -> Result<f64> {
+        if batch.loss_rows.is_empty() {
+            return Ok(0.0);
+        }
+        let dropout = Some(Dropout { rate: pass.dropout, seed: pass.seed, step: pass.micro_step });
+        let c = self.context(batch, dropout);
+        let mut x = embedding::fwd(self.table(), &batch.ids, self.noise(batch, pass))?;
+
+        // Below the first trained block nothing needs a gradient, so nothing is kept.
+        let embed_trained = self.embed.is_trained();
+        let first = match self.blocks.iter().position(Block::is_trained) {
+            _ if embed_trained => 0,
+            Some(i) => i,
+            None => self.blocks.len(),
+        };
+        let mut saved: Vec<Saved> = Vec::with_capacity(self.blocks.len() - first);
+        for (i, block) in self.blocks.iter().enumerate() {
+            x = if i < first {
+                block.infer(x, c)?
+            } else {
+                let (y, s) = block.fwd(x, c, pass.policy)?;
+                saved.push(s);
+                y
+            };
+        }
+
+        let (loss, mut dx) = self.head_loss(&x, batch, pass.scale, grads)?;
+        drop(x);
+        for (i, block) in self.blocks.iter().enumerate().skip(first).rev() {
+            let Some(s) = saved.pop() else { unreachable!("one was pushed for each of these blocks") };
+            let Some(dy) = dx else { unreachable!("asked for below") };
+            dx = block.bwd(s, dy, c, i > first || embed_trained, grads)?;
+        }
+        if let (true, Some(dx)) = (embed_trained, dx) {
+            embedding::bwd(self.table(), &batch.ids, &dx, grads)?;
+        }
+        Ok(loss)
+    }
+
+    /// Final norm, head and loss over the rows that are trained on; the gradient of `x`.
+    fn head_loss(&self, x: &Tensor, batch: &Batch, scale: f64, grads: &mut Tensor) -> Result<(f64, Option<Tensor>)> {
+        let w = self.norm.slot(&self.params);
+        let last = embedding::gather(x, &batch.loss_rows)?;
+        let h = rms_norm::fwd(&last, w, self.spec.eps)?;
+        let (loss, dh) = linear_cross_entropy::fwd_bwd(h, self.head(), &batch.targets, scale, grads)?;
+        let dlast = rms_norm::bwd(&last, w, self.spec.eps, &dh, None, Some(grads))?;
+        Ok((loss, Some(embedding::scatter(&dlast, &batch.loss_rows, x.rows())?)))
+    }
+
+    /// The summed cross-entropy of a batch, without gradient, dropout or noise.
+    ///
+    /// # Errors
+    /// As [`Model::loss_and_grad`].
+    pub fn loss(&self, batch: &Batch) -> Result<f64> {
+        let x = embedding::gather(&self.hidden(batch)?, &batch.loss_rows)?;
+        let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
+        linear_cross_entropy::fwd(&h, self.head(), &batch.targets)
+    }
+
+    /// Logits (rows, vocab) of the batch's tokens `rows`, in the activations' dtype.
+    ///
+    /// # Errors
+    /// As [`Model::loss_and_grad`].
+    pub fn logits(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
+        let x = embedding::gather(&self.hidden(batch)?, rows)?;
+        let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
+        let head = Linear { w: linear::Matrix::Dense(self.head()), bias: None, lora: None };
+        Ok(linear::fwd(&h, &head, None)?.0)
+    }
+
+    fn hidden(&self, batch: &Batch) -> Result<Tensor> {
+        if batch.ids.is_empty() {
+            return Err(Error::shape("batch", "holds no token"));
+        }
+        let c = self.context(batch, None);
+        let mut x = embedding::fwd(self.table(), &batch.ids, None)?;
+        for block in &self.blocks {
+            x = block.infer(x, c)?;
+        }
+        Ok(x)
+    }
+
+    fn noise(&self, batch: &Batch, pass: Pass) -> Option<Noise> {
+        let alpha = pass.neftune.filter(|&a| a > 0.0)?;
+        let bound = alpha / (batch.padded_len as f64 * self.spec.hidden as f64).sqrt();
+        Some(Noise { bound, stream: Stream { seed: pass.seed, step: pass.micro_step, module: NOISE_MODULE } })
+    }
+}

@@ -1,0 +1,30 @@
+//! The supported families, a file each: how a config becomes a [`Spec`].
+
+mod llama;
+mod mistral;
+mod qwen2;
+mod qwen3;
+mod rope;
+
+use super::spec::Spec;
+use crate::error::{Error, Result};
+use crate::format::HfConfig;
+
+/// A family: its `model_type`, and how its config is read.
+type Family = (&'static str, fn(&HfConfig, Spec) -> Result<Spec>);
+
+const FAMILIES: [Family; 4] =
+    [("llama", llama::spec), ("mistral", mistral::spec), ("qwen2", qwen2::spec), ("qwen3", qwen3::spec)];
+
+/// The [`Spec`] of a config. `max_positions` is the longest sequence that will be run.
+///
+/// # Errors
+/// [`Error::Config`] if the family is not supported, [`Error::File`] if its numbers do not fit together.
+pub fn spec(c: &HfConfig, max_positions: usize) -> Result<Spec> {
+    let Some((name, read)) = FAMILIES.iter().find(|(name, _)| *name == c.model_type) else {
+        let names: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
+        let why = format!("is of the family `{}`; supported are {}", c.model_type, names.join(", "));
+        return Err(Error::config("model_name_or_path", why));
+    };
+    read(c, Spec::common(name, c, rope::rope(c, max_positions)?))
+}

@@ -1,0 +1,419 @@
+//! From a checkpoint to a [`Model`]: which weights are frozen, quantised or trained, and with what values they start.
+
+use std::path::Path;
+
+use super::block::Block;
+use super::decoder::Model;
+use super::families;
+use super::params::{Entry, Params};
+use super::spec::Spec;
+use super::weights::{Adapter, Layer, Vector, Weight};
+use crate::by_dtype;
+use crate::config::{FinetuningType, RopeScalingChoice, TuneConfig};
+use crate::device::Device;
+use crate::device::gemm::{DstView, View, gemm};
+use crate::error::{Error, Result};
+use crate::format::adapter::Part;
+use crate::format::{AdapterFile, Checkpoint, HfConfig};
+use crate::ops::philox::{Stream, normal, uniform};
+use crate::ops::rope::Table;
+use crate::quant::nf4::Nf4;
+use crate::tensor::{DType, Float, Real, Tensor};
+
+/// The linear layers of a block: name, and the part of the block it stands in.
+const LINEARS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
+
+/// Deviation of weights that start at random: transformers' default.
+const INITIALIZER_RANGE: f64 = 0.02;
+
+/// How a model is to be loaded.
+pub struct Options<'a> {
+    /// What is trained; None loads for inference, with the adapters frozen in place.
+    pub method: &'a TuneConfig,
+    /// dtype of activations and dense weights.
+    pub dtype: DType,
+    /// NF4 for the linear layers of the blocks: Some(double quantisation).
+    pub nf4: Option<bool>,
+    /// Longest sequence that will be run.
+    pub max_positions: usize,
+    pub rope_scaling: Option<RopeScalingChoice>,
+    /// Adapters to start from.
+    pub adapters: &'a [std::path::PathBuf],
+    /// Values at random instead of the checkpoint's.
+    pub from_scratch: bool,
+    pub seed: u64,
+    pub threads: usize,
+}
+
+/// Where a trained parameter's first values come from.
+enum Init {
+    Checkpoint(String),
+    /// (adapter, tensor name)
+    Adapter(usize, String),
+    /// Uniform in +-1/sqrt(fan_in), which is what kaiming_uniform with a = sqrt(5) gives.
+    KaimingUniform {
+        fan_in: usize,
+    },
+    Zero,
+}
+
+/// Loads the model in `folder` onto `device`. On a planning device only headers are read.
+///
+/// `progress(done, total)` counts tensors.
+///
+/// # Errors
+/// [`Error::Weights`] for a missing or misshapen tensor, [`Error::Config`] for a target that names no module, and
+/// whatever reading the files gives.
+pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize, usize)) -> Result<Model> {
+    let mut config = HfConfig::open(folder)?;
+    if let Some(choice) = o.rope_scaling {
+        config.scale_rope(choice, o.max_positions);
+    }
+    let spec = families::spec(&config, o.max_positions)?;
+    let checkpoint = if o.from_scratch { None } else { Some(Checkpoint::open(folder)?) };
+    let adapters = o.adapters.iter().map(|path| AdapterFile::open(path)).collect::<Result<Vec<_>>>()?;
+    // All but the last adapter are merged; the last is trained on, unless a new one is asked for.
+    let merged = if o.method.create_new_adapter { adapters.len() } else { adapters.len().saturating_sub(1) };
+    if merged > 0 && o.nf4.is_some() {
+        let why = format!("holds {} adapters, of which {merged} would be merged; a quantised base takes only one", adapters.len());
+        return Err(Error::config("adapter_name_or_path", why));
+    }
+    let mut b = Builder {
+        o,
+        spec: &spec,
+        device,
+        checkpoint: checkpoint.as_ref(),
+        merged: &adapters[..merged],
+        trained: adapters.get(merged).map(|a| (merged, a)),
+        entries: Vec::new(),
+        init: Vec::new(),
+        modules: 0,
+        done: 0,
+        progress,
+    };
+    b.check_names()?;
+
+    let (vocab, hidden) = (spec.vocab, spec.hidden);
+    let embed = b.weight("model.embed_tokens", vocab, hidden, false)?;
+    let head_trained_alone = b.is_trained("lm_head") && !matches!(o.method.finetuning_type, FinetuningType::Full);
+    let head = if spec.tied && !head_trained_alone && !(b.saved_alone("model.embed_tokens")) {
+        None
+    } else if spec.tied {
+        // The tie is broken when only one side of it is trained, as PEFT breaks it.
+        Some(b.weight_named("lm_head", "model.embed_tokens.weight", vocab, hidden, false)?)
+    } else {
+        Some(b.weight("lm_head", vocab, hidden, false)?)
+    };
+    let blocks = (0..spec.layers).map(|i| b.block(i)).collect::<Result<Vec<_>>>()?;
+    let norm = b.vector("model.norm", hidden)?;
+
+    let (entries, init) = (b.entries, b.init);
+    let mut params = Params::new(entries, o.dtype, device)?;
+    if !device.is_plan() {
+        for (i, from) in init.iter().enumerate() {
+            let values = first_values(&params.entries[i], i, from, o, checkpoint.as_ref(), &adapters)?;
+            params.set(i, &values)?;
+        }
+        params.refresh();
+    }
+    let positions = if device.is_plan() { 1 } else { o.max_positions };
+    let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1));
+    Ok(Model { spec, dtype: o.dtype, device: device.clone(), params, embed, blocks, norm, head, rope })
+}
+
+struct Builder<'a> {
+    o: &'a Options<'a>,
+    spec: &'a Spec,
+    device: &'a Device,
+    checkpoint: Option<&'a Checkpoint>,
+    merged: &'a [AdapterFile],
+    /// The adapter that is trained on, and its index.
+    trained: Option<(usize, &'a AdapterFile)>,
+    entries: Vec<Entry>,
+    init: Vec<Init>,
+    /// Adapters so far: each has its own stream of random numbers.
+    modules: u32,
+    done: usize,
+    progress: &'a dyn Fn(usize, usize),
+}
+
+impl Builder<'_> {
+    /// A name that matches no module is an error, not a setting that does nothing.
+    fn check_names(&self) -> Result<()> {
+        let m = self.o.method;
+        if m.finetuning_type == FinetuningType::Lora && self.trained.is_none() {
+            for name in &m.lora_target {
+                if name != "all" && !LINEARS.iter().any(|l| matches_module(l, name)) {
+                    let why = format!("names `{name}`; the linear layers are {}, or all", LINEARS.join(", "));
+                    return Err(Error::config("lora_target", why));
+                }
+            }
+        }
+        for name in &m.additional_target {
+            if !["embed_tokens", "lm_head", "norm"].contains(&name.as_str()) {
+                let why = format!("names `{name}`; what can be trained whole beside an adapter is embed_tokens, lm_head, norm");
+                return Err(Error::config("additional_target", why));
+            }
+        }
+        if m.finetuning_type == FinetuningType::Freeze {
+            let n = m.freeze_trainable_layers.unsigned_abs() as usize;
+            if n == 0 || n > self.spec.layers {
+                let why = format!("is {}, the model has {} layers", m.freeze_trainable_layers, self.spec.layers);
+                return Err(Error::config("freeze_trainable_layers", why));
+            }
+            let parts = ["all", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"];
+            for name in &m.freeze_trainable_modules {
+                let known = parts.contains(&name.as_str()) || LINEARS.iter().any(|l| name.ends_with(l));
+                if !known {
+                    let why = format!("names `{name}`; the parts of a layer are {}", parts.join(", "));
+                    return Err(Error::config("freeze_trainable_modules", why));
+                }
+            }
+            for name in &m.freeze_extra_modules {
+                if !["embed_tokens", "lm_head", "norm"].contains(&name.as_str()) {
+                    let why = format!("names `{name}`; outside the layers there are embed_tokens, lm_head, norm");
+                    return Err(Error::config("freeze_extra_modules", why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the parameters of `module` (without `.weight`) are trained whole.
+    fn is_trained(&self, module: &str) -> bool {
+        let m = self.o.method;
+        let extra = |names: &[String]| {
+            let outside = !module.starts_with("model.layers.");
+            outside && names.iter().any(|n| matches_module(module, n))
+        };
+        match m.finetuning_type {
+            FinetuningType::Full => true,
+            FinetuningType::Lora => match self.trained {
+                Some((_, a)) => a.entries.iter().any(|e| e.part == Part::Saved && module_of(&e.module) == module),
+                None => extra(&m.additional_target),
+            },
+            FinetuningType::Freeze => {
+                let n = m.freeze_trainable_layers;
+                let layers = match n >= 0 {
+                    true => self.spec.layers.saturating_sub(n as usize)..self.spec.layers,
+                    false => 0..n.unsigned_abs() as usize,
+                };
+                let Some((layer, part)) = layer_and_part(module) else { return extra(&m.freeze_extra_modules) };
+                let part_named = |name: &String| name == "all" || part.starts_with(name.as_str());
+                layers.contains(&layer) && m.freeze_trainable_modules.iter().any(part_named)
+            }
+        }
+    }
+
+    /// Whether PEFT would train a copy of this module beside the base's.
+    fn saved_alone(&self, module: &str) -> bool {
+        self.o.method.finetuning_type == FinetuningType::Lora && self.is_trained(module)
+    }
+
+    fn block(&mut self, i: usize) -> Result<Block> {
+        let s = self.spec.clone();
+        let at = |part: &str| format!("model.layers.{i}.{part}");
+        let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
+        let norm_of_head = |b: &mut Self, name: &str| match s.qk_norm {
+            true => b.vector(&at(name), s.head_dim).map(Some),
+            false => Ok(None),
+        };
+        Ok(Block {
+            norm1: self.vector(&at("input_layernorm"), s.hidden)?,
+            q: self.layer(&at("self_attn.q_proj"), q, s.hidden, s.qkv_bias)?,
+            k: self.layer(&at("self_attn.k_proj"), kv, s.hidden, s.qkv_bias)?,
+            v: self.layer(&at("self_attn.v_proj"), kv, s.hidden, s.qkv_bias)?,
+            q_norm: norm_of_head(self, "self_attn.q_norm")?,
+            k_norm: norm_of_head(self, "self_attn.k_norm")?,
+            o: self.layer(&at("self_attn.o_proj"), s.hidden, q, s.o_bias)?,
+            norm2: self.vector(&at("post_attention_layernorm"), s.hidden)?,
+            gate: self.layer(&at("mlp.gate_proj"), s.mlp, s.hidden, s.mlp_bias)?,
+            up: self.layer(&at("mlp.up_proj"), s.mlp, s.hidden, s.mlp_bias)?,
+            down: self.layer(&at("mlp.down_proj"), s.hidden, s.mlp, s.mlp_bias)?,
+            window: s.windows.get(i).copied().flatten(),
+        })
+    }
+
+    fn layer(&mut self, module: &str, out: usize, inn: usize, bias: bool) -> Result<Layer> {
+        let w = self.weight(module, out, inn, true)?;
+        let bias = match bias {
+            true => Some(self.parameter(module, "bias", &format!("{module}.bias"), &[out], false)?),
+            false => None,
+        };
+        let lora = self.lora(module, out, inn)?;
+        Ok(Layer { w, bias, lora })
+    }
+
+    fn vector(&mut self, module: &str, len: usize) -> Result<Vector> {
+        self.parameter(module, "weight", &format!("{module}.weight"), &[len], false).map(Vector)
+    }
+
+    fn weight(&mut self, module: &str, out: usize, inn: usize, linear: bool) -> Result<Weight> {
+        self.weight_named(module, &format!("{module}.weight"), out, inn, linear)
+    }
+
+    fn weight_named(&mut self, module: &str, source: &str, out: usize, inn: usize, linear: bool) -> Result<Weight> {
+        self.parameter(module, "weight", source, &[out, inn], linear)
+    }
+
+    /// `module.kind`, read from the checkpoint's tensor `source`.
+    fn parameter(&mut self, module: &str, kind: &str, source: &str, shape: &[usize], linear: bool) -> Result<Weight> {
+        self.done += 1;
+        let total = 4 + self.spec.layers * (9 + if self.spec.qk_norm { 2 } else { 0 } + if self.spec.qkv_bias { 3 } else { 0 });
+        (self.progress)(self.done.min(total), total);
+        let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
+        if self.is_trained(module) {
+            let name = format!("{module}.{kind}");
+            let from = match self.trained {
+                Some((i, a)) if self.o.method.finetuning_type == FinetuningType::Lora => {
+                    Init::Adapter(i, a.tensor_of(&name, Part::Saved).unwrap_or(&name).to_string())
+                }
+                _ => Init::Checkpoint(source.to_string()),
+            };
+            let decay = shape.len() == 2;
+            return Ok(Weight::Trained(self.entry(name, shape, decay, from)));
+        }
+        let Some(checkpoint) = self.checkpoint else {
+            let stream = Stream { seed: self.o.seed, step: 0, module: u32::MAX - self.done as u32 };
+            return self.random(rows, cols, shape.len() == 1 && kind == "weight", stream).map(Weight::Frozen);
+        };
+        let view = checkpoint.expect(source, shape)?;
+        if let (true, Some(double)) = (linear, self.o.nf4) {
+            if self.device.is_plan() {
+                return Ok(Weight::Planned { out: rows, inn: cols, double });
+            }
+            return Nf4::from_view(&view, double, self.o.threads).map(Weight::Nf4);
+        }
+        let mut t = Tensor::unwritten(rows, cols, self.o.dtype, self.device)?;
+        if !self.device.is_plan() {
+            match self.o.dtype {
+                DType::Bf16 => view.read_bf16(t.slice_mut())?,
+                DType::F32 => view.read_f32(t.slice_mut())?,
+                DType::F64 => {
+                    let mut values = vec![0.0f32; rows * cols];
+                    view.read_f32(&mut values)?;
+                    t.slice_mut::<f64>().iter_mut().zip(values).for_each(|(t, x)| *t = f64::from(x));
+                }
+            }
+            self.merge(module, kind, &mut t)?;
+        }
+        Ok(Weight::Frozen(t))
+    }
+
+    /// Ones for a norm, else a normal distribution as transformers initialises.
+    fn random(&self, rows: usize, cols: usize, norm: bool, stream: Stream) -> Result<Tensor> {
+        let mut t = Tensor::unwritten(rows, cols, self.o.dtype, self.device)?;
+        if !self.device.is_plan() {
+            by_dtype!(t.dtype(), T => for (i, x) in t.slice_mut::<T>().iter_mut().enumerate() {
+                let value = if norm { 1.0 } else { f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE };
+                *x = T::round(<T as Float>::Acc::of(value));
+            });
+        }
+        Ok(t)
+    }
+
+    /// W += scale B A for every adapter that is merged.
+    fn merge(&self, module: &str, kind: &str, w: &mut Tensor) -> Result<()> {
+        for a in self.merged.iter().filter(|_| kind == "weight") {
+            let Some((name_a, name_b)) = a.tensor_of(module, Part::A).zip(a.tensor_of(module, Part::B)) else { continue };
+            let (out, inn, r) = (w.rows(), w.cols(), a.config.rank_of(module));
+            let (mut va, mut vb) = (vec![0.0f32; r * inn], vec![0.0f32; out * r]);
+            a.tensors.expect(name_a, &[r, inn])?.read_f32(&mut va)?;
+            a.tensors.expect(name_b, &[out, r])?.read_f32(&mut vb)?;
+            let scale = a.config.scale_of(module) as f32;
+            let mut delta = vec![0.0f32; out * inn];
+            let product = (View::f32(&vb, out, r), View::f32(&va, r, inn), DstView::f32(&mut delta, out, inn));
+            gemm(None, scale, product.0, product.1, 0.0, product.2);
+            by_dtype!(w.dtype(), T => for (w, d) in w.slice_mut::<T>().iter_mut().zip(&delta) {
+                *w = T::round(w.acc() + <T as Float>::Acc::of(f64::from(*d)));
+            });
+        }
+        Ok(())
+    }
+
+    fn lora(&mut self, module: &str, out: usize, inn: usize) -> Result<Option<Adapter>> {
+        let m = self.o.method;
+        if m.finetuning_type != FinetuningType::Lora {
+            return Ok(None);
+        }
+        let (name_a, name_b) = (format!("{module}.lora_A.weight"), format!("{module}.lora_B.weight"));
+        let (r, scale, from_a, from_b) = match self.trained {
+            Some((i, file)) => {
+                let named = file.tensor_of(module, Part::A).zip(file.tensor_of(module, Part::B));
+                let Some((a, b)) = named else { return Ok(None) };
+                let (a, b) = (Init::Adapter(i, a.to_string()), Init::Adapter(i, b.to_string()));
+                (file.config.rank_of(module), file.config.scale_of(module), a, b)
+            }
+            None => {
+                if !m.lora_target.iter().any(|t| t == "all" || matches_module(module, t)) {
+                    return Ok(None);
+                }
+                let r = m.lora_rank;
+                let scale = m.lora_alpha / if m.use_rslora { (r as f64).sqrt() } else { r as f64 };
+                (r, scale, Init::KaimingUniform { fan_in: inn }, Init::Zero)
+            }
+        };
+        let a = self.entry(name_a, &[r, inn], true, from_a);
+        let b = self.entry(name_b, &[out, r], true, from_b);
+        self.modules += 1;
+        Ok(Some(Adapter { a, b, scale, module: self.modules - 1 }))
+    }
+
+    fn entry(&mut self, name: String, shape: &[usize], decay: bool, from: Init) -> usize {
+        let offset = self.entries.last().map_or(0, |e| e.range().end);
+        let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
+        self.entries.push(Entry { name, offset, rows, cols, shape: shape.to_vec(), decay });
+        self.init.push(from);
+        self.entries.len() - 1
+    }
+}
+
+fn first_values(
+    e: &Entry,
+    index: usize,
+    from: &Init,
+    o: &Options,
+    checkpoint: Option<&Checkpoint>,
+    adapters: &[AdapterFile],
+) -> Result<Vec<f32>> {
+    let n = e.rows * e.cols;
+    let stream = Stream { seed: o.seed, step: 0, module: index as u32 };
+    let mut values = vec![0.0f32; n];
+    match (from, checkpoint) {
+        (Init::Zero, _) => {}
+        (Init::KaimingUniform { fan_in }, _) => {
+            let bound = 1.0 / (*fan_in as f64).sqrt();
+            for (i, x) in values.iter_mut().enumerate() {
+                *x = ((f64::from(uniform(stream, i as u64)) * 2.0 - 1.0) * bound) as f32;
+            }
+        }
+        (Init::Adapter(i, name), _) => adapters[*i].tensors.expect(name, &e.shape)?.read_f32(&mut values)?,
+        (Init::Checkpoint(name), Some(c)) => c.expect(name, &e.shape)?.read_f32(&mut values)?,
+        (Init::Checkpoint(_), None) if e.name.ends_with("norm.weight") || e.name.ends_with("layernorm.weight") => {
+            values.fill(1.0);
+        }
+        (Init::Checkpoint(_), None) if e.name.ends_with(".bias") => {}
+        (Init::Checkpoint(_), None) => {
+            for (i, x) in values.iter_mut().enumerate() {
+                *x = (f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE) as f32;
+            }
+        }
+    }
+    Ok(values)
+}
+
+/// Whether `module` is called `name`, or ends with it as a path.
+fn matches_module(module: &str, name: &str) -> bool {
+    module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// `lm_head.weight` -> `lm_head`.
+fn module_of(tensor: &str) -> &str {
+    tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
+}
+
+/// `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`).
+fn layer_and_part(module: &str) -> Option<(usize, &str)> {
+    let (index, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
+    Some((index.parse().ok()?, part))
+}

@@ -1,0 +1,121 @@
+//! Trained parameters: one flat buffer of values, so that gradient, clipping and optimizer are one pass each.
+
+use crate::device::{Device, Exec};
+use crate::device::par::{for_rows, rows_of};
+use crate::device::simd::wide;
+use crate::error::Result;
+use crate::by_dtype;
+use crate::ops::Slot;
+use crate::tensor::{DType, Float, Real, Tensor};
+
+/// One trained matrix or vector inside the flat buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// Name as saved, without PEFT's prefix: `model.layers.0.self_attn.q_proj.lora_A.weight`.
+    pub name: String,
+    pub offset: usize,
+    pub rows: usize,
+    pub cols: usize,
+    /// Shape as saved; a vector has one axis.
+    pub shape: Vec<usize>,
+    /// Whether weight decay applies: not to norms and biases.
+    pub decay: bool,
+}
+
+impl Entry {
+    pub fn range(&self) -> std::ops::Range<usize> {
+        self.offset..self.offset + self.rows * self.cols
+    }
+}
+
+/// All trained parameters.
+pub struct Params {
+    pub entries: Vec<Entry>,
+    /// (1, total) in f32 (f64 in the oracle): what the optimizer changes and what is saved.
+    pub master: Tensor,
+    /// The same in the dtype of the activations, where that differs.
+    compute: Option<Tensor>,
+}
+
+impl Params {
+    /// Zeroed room for the entries, whose offsets must follow each other from 0.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`].
+    pub fn new(entries: Vec<Entry>, dtype: DType, device: &Device) -> Result<Self> {
+        let total = entries.last().map_or(0, |e| e.range().end);
+        let master_dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let master = Tensor::zeros(1, total, master_dtype, device)?;
+        let compute = if dtype == master_dtype { None } else { Some(Tensor::zeros(1, total, dtype, device)?) };
+        Ok(Params { entries, master, compute })
+    }
+
+    /// Number of trained values.
+    pub fn len(&self) -> usize {
+        self.master.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.master.is_empty()
+    }
+
+    /// Bytes of values, both copies.
+    pub fn bytes(&self) -> usize {
+        self.master.bytes() + self.compute.as_ref().map_or(0, Tensor::bytes)
+    }
+
+    /// A zeroed tensor like `master`: gradient or moment.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`].
+    pub fn zeros_like(&self) -> Result<Tensor> {
+        Tensor::zeros(1, self.len(), self.master.dtype(), self.master.device())
+    }
+
+    /// Entry `i` as an operand.
+    pub fn slot(&self, i: usize) -> Slot<'_> {
+        let e = &self.entries[i];
+        let tensor = self.compute.as_ref().unwrap_or(&self.master);
+        Slot { tensor, offset: e.offset, rows: e.rows, cols: e.cols, grad: true }
+    }
+
+    /// Brings the copy in the activations' dtype up to date: after loading and after each optimizer step.
+    pub fn refresh(&mut self) {
+        let Some(compute) = &mut self.compute else { return };
+        let device = self.master.device().clone();
+        let Exec::Cpu(pool) = device.exec() else { return };
+        let master = &self.master;
+        by_dtype!(compute.dtype(), T => {
+            let from = master.slice::<<T as Float>::Acc>();
+            for_rows(pool, 8192, rows_of(compute.slice_mut::<T>(), 1), |r, to| {
+                wide(|| to.iter_mut().zip(&from[r]).for_each(|(to, &x)| *to = T::round(x)));
+            });
+        });
+    }
+
+    /// The values of entry `i` as f32.
+    pub fn values(&self, i: usize) -> Vec<f32> {
+        let range = self.entries[i].range();
+        by_dtype!(self.master.dtype(), T => self.master.slice::<T>()[range].iter().map(|x| x.acc().f64() as f32).collect())
+    }
+
+    /// Sets the values of entry `i`; call [`Params::refresh`] afterwards.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shape`] unless there are as many as the entry has.
+    pub fn set(&mut self, i: usize, values: &[f32]) -> Result<()> {
+        let range = self.entries[i].range();
+        if range.len() != values.len() {
+            return Err(crate::Error::shape("parameter", format!("{} values for {}", values.len(), self.entries[i].name)));
+        }
+        if self.master.device().is_plan() {
+            return Ok(());
+        }
+        by_dtype!(self.master.dtype(), T => {
+            for (to, &x) in self.master.slice_mut::<T>()[range].iter_mut().zip(values) {
+                *to = T::round(<T as Float>::Acc::of(f64::from(x)));
+            }
+        });
+        Ok(())
+    }
+}

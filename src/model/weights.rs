@@ -1,0 +1,105 @@
+//! A model's weights: frozen or trained, dense or NF4, and the layers made of them.
+
+use super::params::Params;
+use crate::ops::Slot;
+use crate::ops::linear::{self, Linear, Matrix};
+use crate::ops::philox::Stream;
+use crate::quant::nf4::{Absmax, Nf4};
+use crate::tensor::Tensor;
+
+/// One matrix or vector.
+pub(super) enum Weight {
+    Frozen(Tensor),
+    Nf4(Nf4),
+    /// Index of its entry in [`Params`].
+    Trained(usize),
+    /// An NF4 matrix (out, in) of a planned model.
+    Planned { out: usize, inn: usize, double: bool },
+}
+
+impl Weight {
+    /// As a dense operand; None for a quantised one.
+    pub(super) fn slot<'a>(&'a self, params: &'a Params) -> Option<Slot<'a>> {
+        match self {
+            Weight::Frozen(t) => Some(Slot::whole(t)),
+            Weight::Trained(i) => Some(params.slot(*i)),
+            Weight::Nf4(_) | Weight::Planned { .. } => None,
+        }
+    }
+
+    pub(super) fn matrix<'a>(&'a self, params: &'a Params) -> Matrix<'a> {
+        match self {
+            Weight::Frozen(t) => Matrix::Dense(Slot::whole(t)),
+            Weight::Trained(i) => Matrix::Dense(params.slot(*i)),
+            Weight::Nf4(q) => Matrix::Nf4(q),
+            Weight::Planned { out, inn, .. } => Matrix::Planned(*out, *inn),
+        }
+    }
+
+    /// Bytes while frozen: (dense, NF4).
+    pub(super) fn frozen_bytes(&self) -> (u64, u64) {
+        match self {
+            Weight::Frozen(t) => (t.bytes() as u64, 0),
+            Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. }))),
+            Weight::Planned { out, inn, double } => (0, Nf4::bytes(*out, *inn, *double)),
+            Weight::Trained(_) => (0, 0),
+        }
+    }
+
+    pub(super) fn is_trained(&self) -> bool {
+        matches!(self, Weight::Trained(_))
+    }
+}
+
+/// A vector that is never quantised: a norm's weight.
+pub(super) struct Vector(pub Weight);
+
+impl Vector {
+    pub(super) fn slot<'a>(&'a self, params: &'a Params) -> Slot<'a> {
+        match self.0.slot(params) {
+            Some(s) => s,
+            None => unreachable!("only matrices of linear layers are quantised"),
+        }
+    }
+}
+
+/// A low-rank adapter of one layer.
+pub(super) struct Adapter {
+    pub a: usize,
+    pub b: usize,
+    pub scale: f64,
+    /// Which stream of random numbers its dropout takes.
+    pub module: u32,
+}
+
+/// A linear layer and its adapter.
+pub(super) struct Layer {
+    pub w: Weight,
+    pub bias: Option<Weight>,
+    pub lora: Option<Adapter>,
+}
+
+/// Dropout of the adapters in a training pass: probability, seed, micro-batch counter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dropout {
+    pub rate: f64,
+    pub seed: u64,
+    pub step: u32,
+}
+
+impl Layer {
+    pub(super) fn linear<'a>(&'a self, params: &'a Params, dropout: Option<Dropout>) -> Linear<'a> {
+        Linear {
+            w: self.w.matrix(params),
+            bias: self.bias.as_ref().and_then(|b| b.slot(params)),
+            lora: self.lora.as_ref().map(|l| linear::Lora {
+                a: params.slot(l.a),
+                b: params.slot(l.b),
+                scale: l.scale,
+                dropout: dropout
+                    .filter(|d| d.rate > 0.0)
+                    .map(|d| (d.rate, Stream { seed: d.seed, step: d.step, module: l.module })),
+            }),
+        }
+    }
+}

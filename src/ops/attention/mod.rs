@@ -1,0 +1,98 @@
+//! Causal attention over sequences laid end to end, with grouped queries and an optional sliding window.
+//!
+//! Per span and head: S = Q K^T / sqrt(d) over keys j <= i (and j > i - window), P = softmax(S), O = P V. Saved is only
+//! lse_i = log sum_j e^S_ij. Backward (Dao et al. 2022, arXiv:2205.14135, appendix B.2), with D_i = dO_i . O_i:
+//! dV = P^T dO; dS = P o (dO V^T - D); dQ = dS K / sqrt(d); dK = dS^T Q / sqrt(d).
+//!
+//! The scores of a masked pair are never computed, and P exists one tile of queries at a time. Rounding points: P and dS
+//! to the storage type; sums in the accumulator type.
+
+mod cpu;
+
+use crate::by_dtype;
+use crate::device::Exec;
+use crate::error::{Error, Result};
+use crate::tensor::{Float, Tensor};
+
+/// What attention looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    pub heads: usize,
+    /// Divides `heads`: each serves heads / kv_heads query heads.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Starts of the spans, and the number of tokens last.
+    pub cu_seqlens: &'a [u32],
+    /// Keys a query sees, itself included; None: all before it.
+    pub window: Option<usize>,
+}
+
+/// lse (tokens, heads) in the accumulator type.
+pub struct Saved {
+    lse: Tensor,
+}
+
+/// `q` (tokens, heads * head_dim), `k`, `v` (tokens, kv_heads * head_dim) -> o (tokens, heads * head_dim).
+///
+/// # Errors
+/// [`Error::Shape`] if shapes, or the starts of the spans, do not fit.
+pub fn fwd(q: &Tensor, k: &Tensor, v: &Tensor, a: Attention) -> Result<(Tensor, Saved)> {
+    check(q, k, v, &a)?;
+    let mut o = Tensor::unwritten(q.rows(), q.cols(), q.dtype(), q.device())?;
+    let acc = by_dtype!(q.dtype(), T => <<T as Float>::Acc as Float>::DTYPE);
+    let mut lse = Tensor::unwritten(q.rows(), a.heads, acc, q.device())?;
+    match q.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
+            cpu::fwd::<T>(pool, o.slice_mut(), lse.slice_mut(), q.slice(), k.slice(), v.slice(), &a)
+        }),
+        Exec::Plan(p) => p.flops(4.0 * pairs(&a) * q.cols() as f64),
+    }
+    Ok((o, Saved { lse }))
+}
+
+/// (dq, dk, dv) from `d_o`, and from the `q`, `k`, `v` and `o` of `fwd`.
+///
+/// # Errors
+/// As [`fwd`].
+pub fn bwd(saved: Saved, q: &Tensor, k: &Tensor, v: &Tensor, o: &Tensor, d_o: &Tensor, a: Attention) -> Result<[Tensor; 3]> {
+    check(q, k, v, &a)?;
+    o.expect("attention o", q.rows(), q.cols(), q.dtype())?;
+    d_o.expect("attention do", q.rows(), q.cols(), q.dtype())?;
+    let mut dq = Tensor::unwritten(q.rows(), q.cols(), q.dtype(), q.device())?;
+    let mut dk = Tensor::unwritten(k.rows(), k.cols(), k.dtype(), k.device())?;
+    let mut dv = Tensor::unwritten(v.rows(), v.cols(), v.dtype(), v.device())?;
+    match q.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
+            let grads = [dq.slice_mut::<T>(), dk.slice_mut(), dv.slice_mut()];
+            cpu::bwd::<T>(pool, grads, saved.lse.slice(), [q.slice(), k.slice(), v.slice()], o.slice(), d_o.slice(), &a)
+        }),
+        Exec::Plan(p) => p.flops(10.0 * pairs(&a) * q.cols() as f64),
+    }
+    Ok([dq, dk, dv])
+}
+
+/// (query, key) pairs that are not masked, a head.
+fn pairs(a: &Attention) -> f64 {
+    let span = |n: f64| match a.window.map(|w| w as f64) {
+        Some(w) if w < n => w * (w + 1.0) / 2.0 + (n - w) * w,
+        _ => n * (n + 1.0) / 2.0,
+    };
+    a.cu_seqlens.windows(2).map(|w| span(f64::from(w[1] - w[0]))).sum()
+}
+
+fn check(q: &Tensor, k: &Tensor, v: &Tensor, a: &Attention) -> Result<()> {
+    let tokens = q.rows();
+    q.expect("attention q", tokens, a.heads * a.head_dim, q.dtype())?;
+    k.expect("attention k", tokens, a.kv_heads * a.head_dim, q.dtype())?;
+    v.expect("attention v", tokens, a.kv_heads * a.head_dim, q.dtype())?;
+    if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) || a.window == Some(0) {
+        let why = format!("{} heads, {} kv heads, window {:?}", a.heads, a.kv_heads, a.window);
+        return Err(Error::shape("attention", why));
+    }
+    let spans = a.cu_seqlens;
+    let ascending = spans.windows(2).all(|w| w[0] <= w[1]);
+    if spans.first() != Some(&0) || spans.last().map(|&n| n as usize) != Some(tokens) || !ascending {
+        return Err(Error::shape("attention cu_seqlens", format!("must ascend from 0 to {tokens}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! Rows of a table by token id: x[r] = table[ids[r]], with NEFTune's noise on request (Jain et al. 2023,
+//! arXiv:2310.05914: uniform in [-m, m], m = alpha / sqrt(L d)). Backward: dtable[ids[r]] += dx[r], in the order of r.
+
+use crate::by_dtype;
+use crate::device::par::{for_rows, rows_of};
+use crate::device::simd::wide;
+use crate::device::Exec;
+use crate::error::{Error, Result};
+use crate::ops::Slot;
+use crate::ops::philox::{Stream, uniform};
+use crate::tensor::{Float, Real, Tensor};
+
+/// NEFTune's noise: its bound m and its random numbers.
+#[derive(Debug, Clone, Copy)]
+pub struct Noise {
+    pub bound: f64,
+    pub stream: Stream,
+}
+
+/// `table` (vocab, hidden), `ids` (tokens) -> x (tokens, hidden).
+///
+/// # Errors
+/// [`Error::Shape`] if an id lies outside the table.
+pub fn fwd(table: Slot, ids: &[u32], noise: Option<Noise>) -> Result<Tensor> {
+    if let Some(id) = ids.iter().find(|&&id| id as usize >= table.rows) {
+        return Err(Error::shape("token ids", format!("hold {id}, the embedding has {} rows", table.rows)));
+    }
+    let n = table.cols;
+    let mut x = Tensor::unwritten(ids.len(), n, table.tensor.dtype(), table.tensor.device())?;
+    let device = x.device().clone();
+    if let Exec::Cpu(pool) = device.exec() {
+        by_dtype!(x.dtype(), T => {
+            let table = table.slice::<T>();
+            for_rows(pool, 64, rows_of(x.slice_mut::<T>(), n), |rows, x| {
+                for (r, x) in rows.zip(x.chunks_exact_mut(n)) {
+                    x.copy_from_slice(&table[ids[r] as usize * n..][..n]);
+                    if let Some(noise) = noise {
+                        for (c, x) in x.iter_mut().enumerate() {
+                            let u = f64::from(uniform(noise.stream, (r * n + c) as u64)) * 2.0 - 1.0;
+                            *x = T::round(x.acc() + <T as Float>::Acc::of(u * noise.bound));
+                        }
+                    }
+                }
+            });
+        });
+    }
+    Ok(x)
+}
+
+/// Adds the gradient of `table` to `grads`.
+///
+/// # Errors
+/// [`Error::Shape`] if `dx` is not (tokens, hidden).
+pub fn bwd(table: Slot, ids: &[u32], dx: &Tensor, grads: &mut Tensor) -> Result<()> {
+    dx.expect("embedding dx", ids.len(), table.cols, table.tensor.dtype())?;
+    if let Exec::Cpu(_) = dx.device().exec() {
+        by_dtype!(dx.dtype(), T => {
+            let g = table.grad_of::<<T as Float>::Acc>(grads);
+            let n = table.cols;
+            wide(|| {
+                for (&id, dx) in ids.iter().zip(dx.slice::<T>().chunks_exact(n)) {
+                    g[id as usize * n..][..n].iter_mut().zip(dx).for_each(|(g, d)| *g += d.acc());
+                }
+            });
+        });
+    }
+    Ok(())
+}
+
+/// Rows `rows` of `x`, in that order: the positions that reach the head.
+///
+/// # Errors
+/// [`Error::Shape`] if a row lies outside.
+pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    fwd(Slot::whole(x), rows, None)
+}
+
+/// The transpose of [`gather`]: (tokens, cols), `dy`'s rows at `rows` (each at most once), zeros elsewhere.
+///
+/// # Errors
+/// [`Error::Shape`] if a row lies outside.
+pub fn scatter(dy: &Tensor, rows: &[u32], tokens: usize) -> Result<Tensor> {
+    dy.expect("scatter dy", rows.len(), dy.cols(), dy.dtype())?;
+    if let Some(r) = rows.iter().find(|&&r| r as usize >= tokens) {
+        return Err(Error::shape("scatter rows", format!("hold {r}, there are {tokens} tokens")));
+    }
+    let mut x = Tensor::zeros(tokens, dy.cols(), dy.dtype(), dy.device())?;
+    if let Exec::Cpu(_) = dy.device().exec() {
+        let n = dy.cols();
+        by_dtype!(dy.dtype(), T => {
+            let x = x.slice_mut::<T>();
+            for (&r, dy) in rows.iter().zip(dy.slice::<T>().chunks_exact(n)) {
+                x[r as usize * n..][..n].copy_from_slice(dy);
+            }
+        });
+    }
+    Ok(x)
+}

@@ -1,0 +1,194 @@
+//! A linear layer with its adapter: y = x W^T + bias + s drop(x) A^T B^T (+ add).
+//!
+//! `W` (out, in) is dense or NF4, `A` (r, in), `B` (out, r), `s` = alpha / r or alpha / sqrt(r). Hu et al. 2021,
+//! arXiv:2106.09685; NF4 base: Dettmers et al. 2023, arXiv:2305.14314.
+//!
+//! Backward, with P = s drop(x) A^T saved and Q = s dy B:
+//! dB += dy^T P; dA += Q^T drop(x); dx = dy W + drop'(Q A); and for a trained W: dW += dy^T x, dbias += sum_r dy.
+//!
+//! The layer never owns its input: the caller hands `x` to `bwd` again, kept or rebuilt.
+
+mod cpu;
+
+use crate::by_dtype;
+use crate::device::Exec;
+use crate::device::gemm::{Absmax, Nf4Ref};
+use crate::error::{Error, Result};
+use crate::format::Dtype;
+use crate::ops::Slot;
+use crate::ops::philox::Stream;
+use crate::quant::dynamic8;
+use crate::quant::nf4::{self, Nf4};
+use crate::tensor::{DType, Tensor};
+
+/// The matrix (out, in) of a layer.
+#[derive(Clone, Copy)]
+pub enum Matrix<'a> {
+    Dense(Slot<'a>),
+    /// Frozen, dequantised inside the product.
+    Nf4(&'a Nf4),
+    /// Frozen, of a planned model: (out, in).
+    Planned(usize, usize),
+}
+
+impl Matrix<'_> {
+    fn dims(&self) -> (usize, usize) {
+        match self {
+            Matrix::Dense(s) => (s.rows, s.cols),
+            Matrix::Nf4(q) => (q.rows, q.cols),
+            Matrix::Planned(out, inn) => (*out, *inn),
+        }
+    }
+
+    fn trained(&self) -> Option<Slot<'_>> {
+        match self {
+            Matrix::Dense(s) if s.grad => Some(*s),
+            _ => None,
+        }
+    }
+}
+
+/// A layer's low-rank adapter.
+#[derive(Clone, Copy)]
+pub struct Lora<'a> {
+    /// A (r, in)
+    pub a: Slot<'a>,
+    /// B (out, r)
+    pub b: Slot<'a>,
+    pub scale: f64,
+    /// Probability of zeroing an element of x before A, and the stream that decides; None in evaluation.
+    pub dropout: Option<(f64, Stream)>,
+}
+
+/// A layer's parameters.
+#[derive(Clone, Copy)]
+pub struct Linear<'a> {
+    pub w: Matrix<'a>,
+    pub bias: Option<Slot<'a>>,
+    pub lora: Option<Lora<'a>>,
+}
+
+/// P = s drop(x) A^T (rows, r), where there is an adapter.
+pub struct Saved {
+    p: Option<Tensor>,
+}
+
+/// `x` (rows, in) -> y (rows, out), plus `add` (rows, out) where given (a residual).
+///
+/// # Errors
+/// [`Error::Shape`] if shapes or dtypes do not fit.
+pub fn fwd(x: &Tensor, l: &Linear, add: Option<&Tensor>) -> Result<(Tensor, Saved)> {
+    let (out, _) = check(x, l)?;
+    let mut y = match add {
+        Some(t) => {
+            t.expect("linear add", x.rows(), out, x.dtype())?;
+            t.copy()?
+        }
+        None => Tensor::unwritten(x.rows(), out, x.dtype(), x.device())?,
+    };
+    let dropped = dropped(x, l)?;
+    let mut p = match &l.lora {
+        Some(lora) => Some(Tensor::unwritten(x.rows(), lora.a.rows, x.dtype(), x.device())?),
+        None => None,
+    };
+    match x.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
+            let p = p.as_mut().map(|p| p.slice_mut::<T>());
+            let xd = dropped.as_ref().map(|t| t.slice::<T>());
+            cpu::fwd::<T>(pool, y.slice_mut(), x.slice(), xd, l, add.is_some(), p)
+        }),
+        Exec::Plan(c) => c.flops(product_flops(x.rows(), l)),
+    }
+    Ok((y, Saved { p }))
+}
+
+/// Where the gradient of the input goes.
+pub enum Dx {
+    /// Nothing below needs it.
+    Skip,
+    /// A tensor of its own.
+    New,
+    /// Added to that of another layer with the same input.
+    AddTo(Tensor),
+}
+
+/// The gradient of `x`, as `dx` asks for it; gradients of trained parameters are added to the flat `grads`.
+///
+/// # Errors
+/// As [`fwd`].
+pub fn bwd(saved: Saved, x: &Tensor, l: &Linear, dy: &Tensor, dx: Dx, grads: &mut Tensor) -> Result<Option<Tensor>> {
+    let (out, inn) = check(x, l)?;
+    dy.expect("linear dy", x.rows(), out, x.dtype())?;
+    let (mut dx, accumulate) = match dx {
+        Dx::Skip => (None, false),
+        Dx::New => (Some(Tensor::unwritten(x.rows(), inn, x.dtype(), x.device())?), false),
+        Dx::AddTo(t) => (Some(t), true),
+    };
+    if let Some(t) = &dx {
+        t.expect("linear dx", x.rows(), inn, x.dtype())?;
+    }
+    let mut dropped = dropped(x, l)?;
+    let mut q = match &saved.p {
+        Some(p) => Some(Tensor::unwritten(p.rows(), p.cols(), p.dtype(), p.device())?),
+        None => None,
+    };
+    match x.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
+            let lora = saved.p.as_ref().zip(q.as_mut()).map(|(p, q)| (p.slice::<T>(), q.slice_mut::<T>()));
+            let xd = dropped.as_mut().map(|t| t.slice_mut::<T>());
+            cpu::bwd::<T>(pool, dx.as_mut().map(|t| t.slice_mut::<T>()), accumulate, x.slice(), xd, l, dy.slice(), lora, grads)
+        }),
+        Exec::Plan(c) => c.flops(product_flops(x.rows(), l) * if l.w.trained().is_some() { 2.0 } else { 1.0 }),
+    }
+    Ok(dx)
+}
+
+/// drop(x), where there is dropout. The mask is regenerated by its counter, never stored.
+fn dropped(x: &Tensor, l: &Linear) -> Result<Option<Tensor>> {
+    let Some((rate, stream)) = l.lora.as_ref().and_then(|l| l.dropout) else { return Ok(None) };
+    let mut y = Tensor::unwritten(x.rows(), x.cols(), x.dtype(), x.device())?;
+    if let Exec::Cpu(pool) = x.device().exec() {
+        by_dtype!(x.dtype(), T => cpu::dropout::<T>(pool, y.slice_mut(), x.slice(), rate, stream));
+    }
+    Ok(Some(y))
+}
+
+fn product_flops(rows: usize, l: &Linear) -> f64 {
+    let (out, inn) = l.w.dims();
+    let lora = l.lora.as_ref().map_or(0, |l| l.a.rows * (out + inn));
+    2.0 * rows as f64 * (out as f64 * inn as f64 + lora as f64)
+}
+
+fn check(x: &Tensor, l: &Linear) -> Result<(usize, usize)> {
+    let (out, inn) = l.w.dims();
+    if x.cols() != inn {
+        return Err(Error::shape("linear x", format!("has {} columns, the weight is ({out}, {inn})", x.cols())));
+    }
+    match &l.w {
+        Matrix::Dense(s) => s.expect("linear w", out, inn, x)?,
+        Matrix::Nf4(_) if x.dtype() == DType::F64 => {
+            return Err(Error::shape("linear x", "is f64; NF4 weights multiply f32 or bf16"));
+        }
+        _ => {}
+    }
+    if let Some(b) = &l.bias {
+        b.expect("linear bias", 1, out, x)?;
+    }
+    if let Some(lora) = &l.lora {
+        let r = lora.a.rows;
+        lora.a.expect("lora A", r, inn, x)?;
+        lora.b.expect("lora B", out, r, x)?;
+    }
+    Ok((out, inn))
+}
+
+/// The blocks of an NF4 matrix as the product reads them.
+fn nf4_ref(q: &Nf4) -> Nf4Ref<'_> {
+    let absmax = match &q.absmax {
+        nf4::Absmax::Plain(absmax) => Absmax::Plain(absmax),
+        nf4::Absmax::Double { codes, absmax2, offset } => {
+            Absmax::Double { codes, code2: dynamic8::code(), absmax2, offset: *offset }
+        }
+    };
+    Nf4Ref { packed: &q.packed, absmax, code: &nf4::CODE, round_bf16: q.source == Dtype::BF16 }
+}

@@ -1,0 +1,59 @@
+//! Root-mean-square layer norm: y[r,c] = x[r,c] * rstd[r] * w[c], rstd[r] = 1 / sqrt(mean_c x[r,c]^2 + eps).
+//! Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4.
+//!
+//! Backward, with g = dy * w and m[r] = mean_c g[r,c] * x[r,c]:
+//! dx[r,c] = rstd[r] * (g[r,c] - x[r,c] * rstd[r]^2 * m[r]); dw[c] += sum_r dy[r,c] * x[r,c] * rstd[r].
+
+mod cpu;
+
+use crate::device::Exec;
+use crate::error::{Error, Result};
+use crate::by_dtype;
+use crate::ops::Slot;
+use crate::tensor::Tensor;
+
+/// Normalises groups of `w.len()` elements of `x`: a row, or a head of it. `x` (rows, cols) -> `y` (rows, cols).
+///
+/// # Errors
+/// [`Error::Shape`] unless cols is a multiple of `w.len()`.
+pub fn fwd(x: &Tensor, w: Slot, eps: f64) -> Result<Tensor> {
+    check(x, w)?;
+    let mut y = Tensor::unwritten(x.rows(), x.cols(), x.dtype(), x.device())?;
+    match x.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => cpu::fwd::<T>(pool, y.slice_mut(), x.slice(), w.slice(), eps)),
+        Exec::Plan(p) => p.flops(4.0 * x.len() as f64),
+    }
+    Ok(y)
+}
+
+/// `dx` from `dy` and the `x` that `fwd` saw; `w`'s gradient is added to `grads` where it is trained. With `add`, `dx`
+/// is added to it (a residual's gradient), in place.
+///
+/// # Errors
+/// As [`fwd`].
+pub fn bwd(x: &Tensor, w: Slot, eps: f64, dy: &Tensor, add: Option<Tensor>, grads: Option<&mut Tensor>) -> Result<Tensor> {
+    check(x, w)?;
+    dy.expect("rms_norm dy", x.rows(), x.cols(), x.dtype())?;
+    let (mut dx, accumulate) = match add {
+        Some(t) => (t, true),
+        None => (Tensor::unwritten(x.rows(), x.cols(), x.dtype(), x.device())?, false),
+    };
+    dx.expect("rms_norm dx", x.rows(), x.cols(), x.dtype())?;
+    match x.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
+            cpu::bwd::<T>(pool, dx.slice_mut(), accumulate, x.slice(), w.slice(), dy.slice(), eps);
+            if let (true, Some(g)) = (w.grad, grads) {
+                cpu::bwd_weight::<T>(pool, w.grad_of(g), x.slice(), dy.slice(), eps);
+            }
+        }),
+        Exec::Plan(p) => p.flops(8.0 * x.len() as f64),
+    }
+    Ok(dx)
+}
+
+fn check(x: &Tensor, w: Slot) -> Result<()> {
+    if w.is_empty() || !x.cols().is_multiple_of(w.len()) {
+        return Err(Error::shape("rms_norm w", format!("has {} elements, x has {} columns", w.len(), x.cols())));
+    }
+    w.expect("rms_norm w", w.rows, w.cols, x)
+}

@@ -1,0 +1,157 @@
+//! One optimizer step: gradients of a window of micro-batches, clipping, AdamW. Everything it needs is reserved when it
+//! is made.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::plan::Plan;
+use crate::config::Config;
+use crate::data::Batch;
+use crate::device::{Layout, Reserved};
+use crate::error::{Error, Result};
+use crate::model::{Model, Params, Pass, Policy};
+use crate::ops::adamw::{self, AdamW};
+use crate::ops::grad_norm;
+use crate::tensor::Tensor;
+
+/// A model with its gradient, optimizer and step memory.
+pub struct Engine {
+    pub model: Model,
+    /// First and second moments, flat like the parameters.
+    pub moments: Moments,
+    grads: Tensor,
+    memory: Reserved,
+    train_layout: Arc<Layout>,
+    eval_layout: Arc<Layout>,
+    hyper: Hyper,
+}
+
+/// AdamW's state, (1, parameters) each, in f32.
+pub struct Moments {
+    pub m: Tensor,
+    pub v: Tensor,
+}
+
+/// What stays the same over a run.
+#[derive(Debug, Clone, Copy)]
+struct Hyper {
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    weight_decay: f64,
+    max_grad_norm: f64,
+    dropout: f64,
+    neftune: Option<f64>,
+    seed: u64,
+    policy: Policy,
+}
+
+/// What an optimizer step gives.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepResult {
+    /// Summed cross-entropy over the window's labels, per label.
+    pub loss: f64,
+    /// 2-norm of the gradient before clipping.
+    pub grad_norm: f64,
+}
+
+/// Whether activations are kept or recomputed.
+pub fn policy(config: &Config) -> Policy {
+    if config.model.disable_gradient_checkpointing { Policy::KEEP } else { Policy::RECOMPUTE }
+}
+
+impl Engine {
+    /// Takes the model and reserves gradient, moments and the memory of every later step.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the system has not that much.
+    pub fn new(model: Model, plan: &Plan, config: &Config) -> Result<Self> {
+        let memory = model.device.reserve(plan.step_bytes())?;
+        let moments = Moments { m: model.params.zeros_like()?, v: model.params.zeros_like()? };
+        let t = &config.train;
+        let hyper = Hyper {
+            beta1: t.adam_beta1,
+            beta2: t.adam_beta2,
+            eps: t.adam_epsilon,
+            weight_decay: t.weight_decay,
+            max_grad_norm: t.max_grad_norm,
+            dropout: config.tune.lora_dropout,
+            neftune: t.neftune_noise_alpha,
+            seed: t.seed,
+            policy: policy(config),
+        };
+        Ok(Engine {
+            grads: model.params.zeros_like()?,
+            moments,
+            memory,
+            train_layout: plan.train.clone(),
+            eval_layout: plan.eval.clone(),
+            hyper,
+            model,
+        })
+    }
+
+    /// Optimizer step `step` (from 1) over `window`, whose first micro-batch is the `micro_step`-th of the run.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] if loss or gradient norm are not finite; parameters and moments are then as before.
+    pub fn step(&mut self, window: &[Batch], step: u64, micro_step: u64, lr: f64) -> Result<StepResult> {
+        let h = self.hyper;
+        let labels: usize = window.iter().map(|b| b.labels).sum();
+        let scale = if labels == 0 { 0.0 } else { 1.0 / labels as f64 };
+        self.grads.fill_zero();
+        let mut sum = 0.0;
+        for (i, batch) in window.iter().enumerate() {
+            let pass = Pass {
+                policy: h.policy,
+                dropout: h.dropout,
+                neftune: h.neftune,
+                seed: h.seed,
+                micro_step: (micro_step + i as u64) as u32,
+                scale,
+            };
+            let (model, grads) = (&self.model, &mut self.grads);
+            sum += self.memory.run(&self.train_layout, || model.loss_and_grad(batch, pass, grads))?;
+        }
+        let loss = sum * scale;
+        let norm = grad_norm::run(&self.grads);
+        if !loss.is_finite() || !norm.is_finite() {
+            let what = if loss.is_finite() { format!("the gradient's norm is {norm}") } else { format!("the loss is {loss}") };
+            let why = format!("{what}; a lower learning_rate, a warmup or max_grad_norm may help");
+            return Err(Error::Diverged { step: step as usize, why });
+        }
+        let clip = if h.max_grad_norm > 0.0 { (h.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let a = AdamW { lr, beta1: h.beta1, beta2: h.beta2, eps: h.eps, weight_decay: h.weight_decay, clip, step };
+        for (range, decay) in decay_groups(&self.model.params) {
+            let flat = adamw::Flat {
+                p: &mut self.model.params.master,
+                m: &mut self.moments.m,
+                v: &mut self.moments.v,
+                g: &self.grads,
+            };
+            adamw::step(flat, range, a, decay)?;
+        }
+        self.model.params.refresh();
+        Ok(StepResult { loss, grad_norm: norm })
+    }
+
+    /// The summed cross-entropy of a batch, without gradient.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn evaluate(&self, batch: &Batch) -> Result<f64> {
+        self.memory.run(&self.eval_layout, || self.model.loss(batch))
+    }
+}
+
+/// Neighbouring entries with the same weight decay, as one range each.
+fn decay_groups(params: &Params) -> Vec<(Range<usize>, bool)> {
+    let mut groups: Vec<(Range<usize>, bool)> = Vec::new();
+    for e in &params.entries {
+        match groups.last_mut() {
+            Some((range, decay)) if *decay == e.decay => range.end = e.range().end,
+            _ => groups.push((e.range(), e.decay)),
+        }
+    }
+    groups
+}

@@ -1,0 +1,183 @@
+//! The files that hold what was trained: an adapter, or a whole model; and the optimizer's state of a checkpoint.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use super::engine::Moments;
+use super::inputs::Inputs;
+use crate::config::{Config, FinetuningType, Precision};
+use crate::error::{Error, Result};
+use crate::format::adapter::{self, AdapterConfig, Part, Sidecar};
+use crate::format::{AdapterFile, Checkpoint, Dtype, TensorSpec, hf_config, safetensors};
+use crate::model::{Model, Params};
+use crate::tensor::Tensor;
+
+/// Shards of a whole model are at most this large.
+const SHARD_BYTES: u64 = 5 << 30;
+const OPTIMIZER: &str = "optimizer.safetensors";
+
+/// Writes trained values, tokenizer and what a later use must know (template, thinking mode) into `dir`.
+///
+/// # Errors
+/// [`Error::File`], for example when the disk is full.
+pub fn write(dir: &Path, config: &Config, inputs: &Inputs, model: &Model) -> Result<()> {
+    match config.tune.finetuning_type {
+        FinetuningType::Lora => write_adapter(dir, config, inputs, model)?,
+        FinetuningType::Freeze | FinetuningType::Full => write_model(dir, config, inputs, model)?,
+    }
+    inputs.tokenizer.save(dir)
+}
+
+fn write_adapter(dir: &Path, config: &Config, inputs: &Inputs, model: &Model) -> Result<()> {
+    let entries = &model.params.entries;
+    let mut modules: Vec<String> = Vec::new();
+    let mut saved: Vec<String> = Vec::new();
+    let mut tensors = Vec::new();
+    let values: Vec<Vec<f32>> = (0..entries.len()).map(|i| model.params.values(i)).collect();
+    for (e, values) in entries.iter().zip(&values) {
+        let parts = [(".lora_A.weight", Part::A), (".lora_B.weight", Part::B)];
+        let lora = parts.iter().find_map(|(end, part)| Some((e.name.strip_suffix(end)?, *part)));
+        let (list, name, tensor) = match lora {
+            Some((module, part)) => (&mut modules, module, adapter::tensor_name(module, part)),
+            None => {
+                let module = e.name.rsplit_once('.').map_or(e.name.as_str(), |(module, _)| module);
+                (&mut saved, module, adapter::tensor_name(&e.name, Part::Saved))
+            }
+        };
+        let last = name.rsplit('.').next().unwrap_or(name).to_string();
+        if !list.contains(&last) {
+            list.push(last);
+        }
+        tensors.push((tensor, e.shape.clone(), values.as_slice()));
+    }
+    let t = &config.tune;
+    let from = config.model.adapter_name_or_path.last().filter(|_| !t.create_new_adapter);
+    let mut file = match from {
+        // Rank, alpha and targets of the adapter that was trained on stay its own.
+        Some(path) => AdapterFile::open(path)?.config,
+        None => AdapterConfig {
+            lora_dropout: t.lora_dropout,
+            use_rslora: t.use_rslora,
+            modules_to_save: saved,
+            ..AdapterConfig::new(t.lora_rank, t.lora_alpha, modules)
+        },
+    };
+    file.base_model_name_or_path = Some(config.model.model_name_or_path.clone());
+    adapter::write(dir, &file, tensors, &sidecar(config, inputs))
+}
+
+fn write_model(dir: &Path, config: &Config, inputs: &Inputs, model: &Model) -> Result<()> {
+    let base = match config.model.train_from_scratch {
+        true => None,
+        false => Some(Checkpoint::open(&inputs.folder)?),
+    };
+    let trained: HashMap<&str, usize> =
+        model.params.entries.iter().enumerate().map(|(i, e)| (e.name.as_str(), i)).collect();
+    let dtype = if config.tune.pure_bf16 { Dtype::BF16 } else { Dtype::F32 };
+    let mut specs: Vec<TensorSpec> =
+        model.params.entries.iter().map(|e| TensorSpec::new(&e.name, dtype, &e.shape)).collect();
+    if let Some(base) = &base {
+        for name in base.names().filter(|name| !trained.contains_key(name)) {
+            let view = base.get(name)?;
+            specs.push(TensorSpec::new(name, view.dtype, view.shape));
+        }
+    }
+    specs.sort_by(|a, b| a.name.cmp(&b.name));
+    safetensors::write_model(dir, &specs, SHARD_BYTES, |spec, sink| match (trained.get(spec.name.as_str()), &base) {
+        (Some(&i), _) if dtype == Dtype::BF16 => {
+            let values: Vec<half::bf16> = model.params.values(i).into_iter().map(half::bf16::from_f32).collect();
+            sink.bf16(&values)
+        }
+        (Some(&i), _) => sink.f32(&model.params.values(i)),
+        (None, Some(base)) => sink.bytes(base.get(&spec.name)?.bytes),
+        (None, None) => Err(Error::weights(dir, &spec.name, "has no values")),
+    })?;
+    hf_config::carry(&inputs.folder, dir, Some(if dtype == Dtype::BF16 { "bfloat16" } else { "float32" }))?;
+    let generation = inputs.folder.join("generation_config.json");
+    if generation.is_file() {
+        std::fs::copy(&generation, dir.join("generation_config.json"))
+            .map_err(|e| Error::io(&generation, "cannot copy", &e))?;
+    }
+    sidecar(config, inputs).write(dir)
+}
+
+fn sidecar(config: &Config, inputs: &Inputs) -> Sidecar {
+    let float = match config.train.precision {
+        Precision::F32 => "f32",
+        Precision::Bf16 => "bf16",
+    };
+    let precision = match config.model.quantization_bit {
+        Some(_) => format!("nf4+{float}"),
+        None => float.to_string(),
+    };
+    Sidecar {
+        template: config.data.template.clone(),
+        enable_thinking: inputs.template.enable_thinking,
+        base_model: config.model.model_name_or_path.clone(),
+        precision,
+    }
+}
+
+/// Writes the moments, and the values where the model's files round them.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn write_optimizer(dir: &Path, config: &Config, params: &Params, moments: &Moments) -> Result<()> {
+    let mut tensors = vec![("exp_avg", &moments.m), ("exp_avg_sq", &moments.v)];
+    if config.tune.pure_bf16 {
+        tensors.push(("master", &params.master));
+    }
+    let spec = |(name, t): &(&str, &Tensor)| TensorSpec::new(*name, Dtype::F32, &[t.len()]);
+    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+    safetensors::write_file(&dir.join(OPTIMIZER), &specs, |spec, sink| {
+        match tensors.iter().find(|(name, _)| *name == spec.name) {
+            Some((_, t)) => sink.f32(t.slice::<f32>()),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Takes trained values back from what [`write`] wrote.
+///
+/// # Errors
+/// [`Error::Weights`] for a tensor that is missing or of another shape: another model, or another rank.
+pub fn read(dir: &Path, config: &Config, params: &mut Params) -> Result<()> {
+    let lora = config.tune.finetuning_type == FinetuningType::Lora;
+    let file = match lora {
+        true => Checkpoint::open_file(&dir.join("adapter_model.safetensors"))?,
+        false => Checkpoint::open(dir)?,
+    };
+    for i in 0..params.entries.len() {
+        let e = &params.entries[i];
+        let name = if lora { format!("base_model.model.{}", e.name) } else { e.name.clone() };
+        let mut values = vec![0.0; e.rows * e.cols];
+        file.expect(&name, &e.shape)?.read_f32(&mut values)?;
+        params.set(i, &values)?;
+    }
+    params.refresh();
+    Ok(())
+}
+
+/// Takes the optimizer's state back from what [`write_optimizer`] wrote.
+///
+/// # Errors
+/// [`Error::Config`] if the checkpoint was saved without one (`save_only_model`); [`Error::Weights`] if it is of another
+/// run.
+pub fn read_optimizer(dir: &Path, config: &Config, params: &mut Params, moments: &mut Moments) -> Result<()> {
+    let path = dir.join(OPTIMIZER);
+    if !path.is_file() {
+        let why = format!("{} holds no {OPTIMIZER}: it was saved with save_only_model", dir.display());
+        return Err(Error::config("resume_from_checkpoint", why));
+    }
+    let file = Checkpoint::open_file(&path)?;
+    let mut tensors = vec![("exp_avg", &mut moments.m), ("exp_avg_sq", &mut moments.v)];
+    if config.tune.pure_bf16 {
+        tensors.push(("master", &mut params.master));
+    }
+    for (name, t) in tensors {
+        let n = t.len();
+        file.expect(name, &[n])?.read_f32(t.slice_mut::<f32>())?;
+    }
+    params.refresh();
+    Ok(())
+}

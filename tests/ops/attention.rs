@@ -1,0 +1,161 @@
+use crate::*;
+use qlora_engine::ops::attention::{self, Attention};
+
+/// The definition, pair by pair.
+fn naive(q: &[f64], k: &[f64], v: &[f64], a: Attention) -> Vec<f64> {
+    let (d, group) = (a.head_dim, a.heads / a.kv_heads);
+    let (qw, kw) = (a.heads * d, a.kv_heads * d);
+    let mut o = vec![0.0; q.len()];
+    for span in a.cu_seqlens.windows(2) {
+        let (from, to) = (span[0] as usize, span[1] as usize);
+        for i in from..to {
+            for h in 0..a.heads {
+                let first = a.window.map_or(from, |w| from.max((i + 1).saturating_sub(w)));
+                let score = |j: usize| {
+                    (0..d).map(|c| q[i * qw + h * d + c] * k[j * kw + h / group * d + c]).sum::<f64>() / (d as f64).sqrt()
+                };
+                let scores: Vec<f64> = (first..=i).map(score).collect();
+                let total: f64 = scores.iter().map(|s| s.exp()).sum();
+                for (s, j) in scores.iter().zip(first..) {
+                    for c in 0..d {
+                        o[i * qw + h * d + c] += s.exp() / total * v[j * kw + h / group * d + c];
+                    }
+                }
+            }
+        }
+    }
+    o
+}
+
+struct Case {
+    spans: Vec<u32>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+}
+
+impl Case {
+    fn attention(&self) -> Attention<'_> {
+        let Case { heads, kv_heads, head_dim, window, .. } = *self;
+        Attention { heads, kv_heads, head_dim, cu_seqlens: &self.spans, window }
+    }
+
+    fn tokens(&self) -> usize {
+        self.spans[self.spans.len() - 1] as usize
+    }
+
+    fn inputs(&self, dtype: DType) -> [Vec<f64>; 3] {
+        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        [(1, q), (2, kv), (3, kv)].map(|(seed, w)| rounded(&random(seed, self.tokens() * w), dtype))
+    }
+
+    fn tensors(&self, x: &[Vec<f64>; 3], dtype: DType) -> [Tensor; 3] {
+        std::array::from_fn(|i| tensor(&x[i], self.tokens(), x[i].len() / self.tokens(), dtype))
+    }
+}
+
+/// One token; spans shorter and longer than a tile, an empty one among them; grouped heads; windows narrower and wider
+/// than a tile.
+fn cases() -> Vec<Case> {
+    let case = |spans: &[u32], heads, kv_heads, head_dim, window| Case { spans: spans.to_vec(), heads, kv_heads, head_dim, window };
+    vec![
+        case(&[0, 1], 1, 1, 2, None),
+        case(&[0, 3, 3, 10], 4, 2, 5, None),
+        case(&[0, 130, 135], 2, 1, 8, None),
+        case(&[0, 130, 135], 2, 2, 8, Some(7)),
+        case(&[0, 200], 2, 1, 16, Some(70)),
+    ]
+}
+
+#[test]
+fn equals_the_definition() {
+    for (i, case) in cases().iter().enumerate() {
+        let x = case.inputs(DType::F64);
+        let [q, k, v] = case.tensors(&x, DType::F64);
+        let got = attention::fwd(&q, &k, &v, case.attention()).unwrap().0.to_f64();
+        // Sums of up to 200 terms of order 1 in f64.
+        let e = max_err(&got, &naive(&x[0], &x[1], &x[2], case.attention()));
+        assert!(e <= 1e-12, "case {i}: {e:.3e}");
+    }
+}
+
+fn grads(case: &Case, x: &[Vec<f64>; 3], c: &[f64], dtype: DType) -> [Vec<f64>; 3] {
+    let [q, k, v] = case.tensors(x, dtype);
+    let (o, saved) = attention::fwd(&q, &k, &v, case.attention()).unwrap();
+    let d_o = tensor(c, case.tokens(), o.cols(), dtype);
+    attention::bwd(saved, &q, &k, &v, &o, &d_o, case.attention()).unwrap().map(|t| t.to_f64())
+}
+
+#[test]
+fn gradients() {
+    let small = Case { spans: vec![0, 2, 6], heads: 4, kv_heads: 2, head_dim: 3, window: Some(3) };
+    let x = small.inputs(DType::F64);
+    let c = random(4, x[0].len());
+    let got = grads(&small, &x, &c, DType::F64);
+    for (which, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
+        check_grad(name, &x[which], &got[which], |part| {
+            let mut x = x.clone();
+            x[which] = part.to_vec();
+            dot(&naive(&x[0], &x[1], &x[2], small.attention()), &c)
+        });
+    }
+}
+
+/// Errors enter through the scores, P and dS (rounded to the storage type: two units each, of values up to the largest)
+/// and through sums of n f32 terms. The bounds are relative to the largest element, since errors of one row mix.
+#[test]
+fn low_precision() {
+    for dtype in [DType::F32, DType::Bf16] {
+        for (i, case) in cases().iter().enumerate() {
+            let x = case.inputs(dtype);
+            let c = rounded(&random(4, x[0].len()), dtype);
+            let terms = case.tokens() as f64;
+            // Scores reach about 10, so an error of a unit in them is one of 10 units in P.
+            let rel = 8.0 * eps(dtype) + (20.0 + terms) * eps(DType::F32);
+            let [q, k, v] = case.tensors(&x, dtype);
+            let got = attention::fwd(&q, &k, &v, case.attention()).unwrap().0.to_f64();
+            let want = naive(&x[0], &x[1], &x[2], case.attention());
+            let e = max_err(&got, &want);
+            assert!(e <= rel * max_abs(&want), "{dtype:?} case {i}: {e:.3e}");
+            for (got, want) in grads(case, &x, &c, dtype).iter().zip(grads(case, &x, &c, DType::F64)) {
+                let e = max_err(got, &want);
+                assert!(e <= 2.0 * rel * max_abs(&want).max(1.0), "{dtype:?} case {i}: gradient {e:.3e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_or_on_other_spans() {
+    let case = Case { spans: vec![0, 130, 135], heads: 4, kv_heads: 2, head_dim: 16, window: None };
+    let x = case.inputs(DType::F32);
+    let run = |threads| {
+        let dev = Device::cpu(threads);
+        let t = |i: usize| {
+            let v: Vec<f32> = x[i].iter().map(|&x| x as f32).collect();
+            Tensor::from_slice(&v, 135, x[i].len() / 135, &dev).unwrap()
+        };
+        let (q, k, v) = (t(0), t(1), t(2));
+        let (o, saved) = attention::fwd(&q, &k, &v, case.attention()).unwrap();
+        let d = attention::bwd(saved, &q, &k, &v, &o, &q, case.attention()).unwrap();
+        (o.to_f64(), d.map(|t| t.to_f64()))
+    };
+    let (o, _) = run(1);
+    assert_eq!(run(1), run(3));
+    // The second span alone.
+    let alone = Case { spans: vec![0, 5], heads: 4, kv_heads: 2, head_dim: 16, window: None };
+    let tail = std::array::from_fn(|i| x[i][130 * (x[i].len() / 135)..].to_vec());
+    let [q, k, v] = alone.tensors(&tail, DType::F32);
+    let (o_alone, _) = attention::fwd(&q, &k, &v, alone.attention()).unwrap();
+    assert_eq!(o_alone.to_f64(), o[130 * 64..]);
+}
+
+#[test]
+fn refuses_spans_that_do_not_cover_the_tokens() {
+    let case = Case { spans: vec![0, 4], heads: 1, kv_heads: 1, head_dim: 2, window: None };
+    let [q, k, v] = case.tensors(&case.inputs(DType::F32), DType::F32);
+    for spans in [&[0u32, 3][..], &[1, 4], &[0, 4, 3, 4], &[]] {
+        assert!(attention::fwd(&q, &k, &v, Attention { cu_seqlens: spans, ..case.attention() }).is_err(), "{spans:?}");
+    }
+}
