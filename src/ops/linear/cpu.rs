@@ -8,12 +8,15 @@ use crate::ops::philox::{Stream, uniform};
 use crate::tensor::{Float, Real, Tensor};
 
 impl<'a> Matrix<'a> {
-    /// (out, in), or its transpose.
+    /// (out, in) for the backward pass, its transpose for the forward pass.
+    ///
+    /// bitsandbytes dequantises to the activations' dtype in the forward pass and to the checkpoint's in the backward
+    /// pass, so with f32 activations over a bf16 checkpoint only the latter rounds.
     fn view<T: Float>(&self, transpose: bool) -> View<'a> {
         let (o, i) = self.dims();
         let src = match self {
             Matrix::Dense(s) => T::src(s.slice::<T>()),
-            Matrix::Nf4(q) => Src::Nf4(nf4_ref(q)),
+            Matrix::Nf4(q) => Src::Nf4(nf4_ref(q, !transpose)),
             Matrix::Planned(..) => unreachable!("a planned matrix is only counted"),
         };
         let view = View::new(src, o, i);

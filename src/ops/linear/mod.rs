@@ -182,13 +182,13 @@ fn check(x: &Tensor, l: &Linear) -> Result<(usize, usize)> {
     Ok((out, inn))
 }
 
-/// The blocks of an NF4 matrix as the product reads them.
-fn nf4_ref(q: &Nf4) -> Nf4Ref<'_> {
+/// The blocks of an NF4 matrix as the product reads them, `as_stored`: rounded to the checkpoint's dtype.
+fn nf4_ref(q: &Nf4, as_stored: bool) -> Nf4Ref<'_> {
     let absmax = match &q.absmax {
         nf4::Absmax::Plain(absmax) => Absmax::Plain(absmax),
         nf4::Absmax::Double { codes, absmax2, offset } => {
             Absmax::Double { codes, code2: dynamic8::code(), absmax2, offset: *offset }
         }
     };
-    Nf4Ref { packed: &q.packed, absmax, code: &nf4::CODE, round_bf16: q.source == Dtype::BF16 }
+    Nf4Ref { packed: &q.packed, absmax, code: &nf4::CODE, round_bf16: as_stored && q.source == Dtype::BF16 }
 }
