@@ -54,8 +54,8 @@ pub trait Float: Pod {
     const DTYPE: DType;
     /// Widens, exactly.
     fn acc(self) -> Self::Acc;
-    /// Rounds to nearest, ties to even.
-    fn round(x: Self::Acc) -> Self;
+    /// Rounds to nearest, ties to even. (Not called `round`: on a concrete type that is the integer rounding.)
+    fn narrow(x: Self::Acc) -> Self;
     /// As an operand of a product.
     fn src(data: &[Self]) -> Src<'_>;
     /// As the result of a product.
@@ -80,7 +80,7 @@ impl Float for f64 {
         self
     }
     #[inline(always)]
-    fn round(x: f64) -> f64 {
+    fn narrow(x: f64) -> f64 {
         x
     }
     fn src(data: &[f64]) -> Src<'_> {
@@ -99,7 +99,7 @@ impl Float for f32 {
         self
     }
     #[inline(always)]
-    fn round(x: f32) -> f32 {
+    fn narrow(x: f32) -> f32 {
         x
     }
     fn src(data: &[f32]) -> Src<'_> {
@@ -119,7 +119,7 @@ impl Float for bf16 {
     }
     /// By integer arithmetic, which vectorises; NaN stays NaN.
     #[inline(always)]
-    fn round(x: f32) -> bf16 {
+    fn narrow(x: f32) -> bf16 {
         let bits = x.to_bits();
         let rounded = (bits.wrapping_add(0x7FFF + ((bits >> 16) & 1)) >> 16) as u16;
         let quiet = ((bits >> 16) | 0x40) as u16;
@@ -300,10 +300,10 @@ mod tests {
         for _ in 0..200_000 {
             bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let x = f32::from_bits(bits);
-            assert_eq!(<bf16 as Float>::round(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+            assert_eq!(<bf16 as Float>::narrow(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
         }
         for x in [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, f32::MAX, f32::MIN_POSITIVE, 1e-45] {
-            assert_eq!(<bf16 as Float>::round(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+            assert_eq!(<bf16 as Float>::narrow(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
         }
     }
 

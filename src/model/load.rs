@@ -306,7 +306,7 @@ impl Builder<'_> {
         if !self.device.is_plan() {
             by_dtype!(t.dtype(), T => for (i, x) in t.slice_mut::<T>().iter_mut().enumerate() {
                 let value = if norm { 1.0 } else { f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE };
-                *x = T::round(<T as Float>::Acc::of(value));
+                *x = T::narrow(<T as Float>::Acc::of(value));
             });
         }
         Ok(t)
@@ -325,7 +325,7 @@ impl Builder<'_> {
             let product = (View::f32(&vb, out, r), View::f32(&va, r, inn), DstView::f32(&mut delta, out, inn));
             gemm(None, scale, product.0, product.1, 0.0, product.2);
             by_dtype!(w.dtype(), T => for (w, d) in w.slice_mut::<T>().iter_mut().zip(&delta) {
-                *w = T::round(w.acc() + <T as Float>::Acc::of(f64::from(*d)));
+                *w = T::narrow(w.acc() + <T as Float>::Acc::of(f64::from(*d)));
             });
         }
         Ok(())

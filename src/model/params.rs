@@ -88,7 +88,7 @@ impl Params {
         by_dtype!(compute.dtype(), T => {
             let from = master.slice::<<T as Float>::Acc>();
             for_rows(pool, 8192, rows_of(compute.slice_mut::<T>(), 1), |r, to| {
-                wide(|| to.iter_mut().zip(&from[r]).for_each(|(to, &x)| *to = T::round(x)));
+                wide(|| to.iter_mut().zip(&from[r]).for_each(|(to, &x)| *to = T::narrow(x)));
             });
         });
     }
@@ -113,7 +113,7 @@ impl Params {
         }
         by_dtype!(self.master.dtype(), T => {
             for (to, &x) in self.master.slice_mut::<T>()[range].iter_mut().zip(values) {
-                *to = T::round(<T as Float>::Acc::of(f64::from(x)));
+                *to = T::narrow(<T as Float>::Acc::of(f64::from(x)));
             }
         });
         Ok(())

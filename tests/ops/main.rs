@@ -30,7 +30,7 @@ pub fn tensor(x: &[f64], rows: usize, cols: usize, dtype: DType) -> Tensor {
         DType::F64 => Tensor::from_slice(x, rows, cols, &dev),
         DType::F32 => Tensor::from_slice(&x.iter().map(|&x| x as f32).collect::<Vec<_>>(), rows, cols, &dev),
         DType::Bf16 => {
-            let low: Vec<bf16> = x.iter().map(|&x| <bf16 as Float>::round(x as f32)).collect();
+            let low: Vec<bf16> = x.iter().map(|&x| <bf16 as Float>::narrow(x as f32)).collect();
             Tensor::from_slice(&low, rows, cols, &dev)
         }
     }

@@ -37,7 +37,7 @@ fn tile(start: usize, len: usize, window: Option<usize>) -> (Range<usize>, Range
 /// At least `n` elements of scratch.
 fn room<T: Float>(v: &mut Vec<T>, n: usize) -> &mut [T] {
     if v.len() < n {
-        v.resize(n, T::round(T::Acc::of(0.0)));
+        v.resize(n, T::narrow(T::Acc::of(0.0)));
     }
     &mut v[..n]
 }
@@ -96,7 +96,7 @@ pub(super) fn fwd<T: HasScratch>(pool: &Pool, o: &mut [T], lse: &mut [T::Acc], q
             });
             gemm(None, 1.0, mat(p, m, n), head(v, kv_width, key_rows, h / group, d), 0.0, out(sums, d));
             for (r, sums) in sums.chunks_exact(d).enumerate() {
-                o.row_mut(r).iter_mut().zip(sums).for_each(|(o, &s)| *o = T::round(s));
+                o.row_mut(r).iter_mut().zip(sums).for_each(|(o, &s)| *o = T::narrow(s));
             }
         });
     });
@@ -111,7 +111,7 @@ fn visible(i: usize, keys: &Range<usize>, window: Option<usize>) -> Range<usize>
 /// p = softmax(scale * scores) over the visible columns, 0 elsewhere; returns log sum exp.
 #[inline(always)]
 fn softmax<T: Float>(scores: &[T::Acc], p: &mut [T], see: Range<usize>, scale: T::Acc) -> T::Acc {
-    let zero = T::round(T::Acc::of(0.0));
+    let zero = T::narrow(T::Acc::of(0.0));
     p[..see.start].fill(zero);
     p[see.end..].fill(zero);
     let (s, p) = (&scores[see.clone()], &mut p[see]);
@@ -119,7 +119,7 @@ fn softmax<T: Float>(scores: &[T::Acc], p: &mut [T], see: Range<usize>, scale: T
     let total = sum(s.len(), |c| (s[c] * scale - max).exp_wide());
     let lse = max + total.ln();
     for (p, &s) in p.iter_mut().zip(s) {
-        *p = T::round((s * scale - lse).exp_wide());
+        *p = T::narrow((s * scale - lse).exp_wide());
     }
     lse
 }
@@ -173,7 +173,7 @@ pub(super) fn bwd<T: HasScratch>(
                     gemm(None, 1.0, mat(ds, m, n), ks, 0.0, out(dq_sums, d));
                     for (r, sums) in dq_sums.chunks_exact(d).enumerate() {
                         let row = &mut dq.row_mut(queries.start + r)[(h - kv * group) * d..][..d];
-                        row.iter_mut().zip(sums).for_each(|(x, &s)| *x = T::round(s));
+                        row.iter_mut().zip(sums).for_each(|(x, &s)| *x = T::narrow(s));
                     }
                     let keys = keys.start * d..keys.end * d;
                     gemm(None, 1.0, mat(p, m, n).t(), dos, 1.0, out(&mut dv_sums[keys.clone()], d));
@@ -181,8 +181,8 @@ pub(super) fn bwd<T: HasScratch>(
                 }
             }
             for r in 0..len {
-                dk.row_mut(r).iter_mut().zip(&dk_sums[r * d..]).for_each(|(x, &s)| *x = T::round(s));
-                dv.row_mut(r).iter_mut().zip(&dv_sums[r * d..]).for_each(|(x, &s)| *x = T::round(s));
+                dk.row_mut(r).iter_mut().zip(&dk_sums[r * d..]).for_each(|(x, &s)| *x = T::narrow(s));
+                dv.row_mut(r).iter_mut().zip(&dv_sums[r * d..]).for_each(|(x, &s)| *x = T::narrow(s));
             }
         });
     });
@@ -198,14 +198,14 @@ fn softmax_bwd<T: Float>(
     see: Range<usize>,
     (scale, lse, delta): (T::Acc, T::Acc, T::Acc),
 ) {
-    let zero = T::round(T::Acc::of(0.0));
+    let zero = T::narrow(T::Acc::of(0.0));
     for x in [&mut *p, &mut *ds] {
         x[..see.start].fill(zero);
         x[see.end..].fill(zero);
     }
     for c in see {
         let prob = (s[c] * scale - lse).exp_wide();
-        p[c] = T::round(prob);
-        ds[c] = T::round(scale * prob * (dp[c] - delta));
+        p[c] = T::narrow(prob);
+        ds[c] = T::narrow(scale * prob * (dp[c] - delta));
     }
 }

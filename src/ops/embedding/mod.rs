@@ -37,7 +37,7 @@ pub fn fwd(table: Slot, ids: &[u32], noise: Option<Noise>) -> Result<Tensor> {
                     if let Some(noise) = noise {
                         for (c, x) in x.iter_mut().enumerate() {
                             let u = f64::from(uniform(noise.stream, (r * n + c) as u64)) * 2.0 - 1.0;
-                            *x = T::round(x.acc() + <T as Float>::Acc::of(u * noise.bound));
+                            *x = T::narrow(x.acc() + <T as Float>::Acc::of(u * noise.bound));
                         }
                     }
                 }

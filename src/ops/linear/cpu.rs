@@ -39,7 +39,7 @@ pub(super) fn fwd<T: Float>(
     if let Some(bias) = &l.bias {
         let bias = bias.slice::<T>();
         for_rows(pool, 16, rows_of(y, o), |_, y| {
-            wide(|| y.chunks_exact_mut(o).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y = T::round(y.acc() + b.acc()))))
+            wide(|| y.chunks_exact_mut(o).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y = T::narrow(y.acc() + b.acc()))))
         });
     }
     if let (Some(lora), Some(p)) = (&l.lora, p) {
@@ -94,7 +94,7 @@ pub(super) fn bwd<T: Float>(
             for_rows(pool, 4096, rows_of(dx, 1), |range, dx| {
                 for (k, dx) in range.zip(dx) {
                     if f64::from(uniform(stream, k as u64)) >= rate {
-                        *dx = T::round(dx.acc() + masked[k].acc() * keep);
+                        *dx = T::narrow(dx.acc() + masked[k].acc() * keep);
                     }
                 }
             });
@@ -105,7 +105,7 @@ pub(super) fn bwd<T: Float>(
 
 fn scale<T: Float>(x: &mut [T], by: f64) {
     let by = T::Acc::of(by);
-    wide(|| x.iter_mut().for_each(|x| *x = T::round(x.acc() * by)));
+    wide(|| x.iter_mut().for_each(|x| *x = T::narrow(x.acc() * by)));
 }
 
 /// y = x / (1 - rate), or 0 with probability `rate`.
@@ -114,7 +114,7 @@ pub(super) fn dropout<T: Float>(pool: &Pool, y: &mut [T], x: &[T], rate: f64, st
     for_rows(pool, 4096, rows_of(y, 1), |range, y| {
         for (k, y) in range.zip(y) {
             let kept = f64::from(uniform(stream, k as u64)) >= rate;
-            *y = if kept { T::round(x[k].acc() * keep) } else { T::round(T::Acc::of(0.0)) };
+            *y = if kept { T::narrow(x[k].acc() * keep) } else { T::narrow(T::Acc::of(0.0)) };
         }
     });
 }

@@ -63,10 +63,10 @@ pub(super) fn fwd_bwd<T: Float>(
                     let lse = log_sum_exp(row);
                     *loss = (lse - row[target]).f64();
                     for (d, &x) in d.iter_mut().zip(row) {
-                        *d = T::round((x - lse).exp_wide() * scale);
+                        *d = T::narrow((x - lse).exp_wide() * scale);
                     }
                     // p - 1 without the cancellation of rounding p first.
-                    d[target] = T::round(((row[target] - lse).exp_wide() - T::Acc::of(1.0)) * scale);
+                    d[target] = T::narrow(((row[target] - lse).exp_wide() - T::Acc::of(1.0)) * scale);
                 });
             }
         });

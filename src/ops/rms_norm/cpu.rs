@@ -18,7 +18,7 @@ pub(super) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], eps: f64
             for (y, x) in y.chunks_exact_mut(n).zip(x[rows.start * n..rows.end * n].chunks_exact(n)) {
                 let r = rstd(x, eps);
                 for c in 0..n {
-                    y[c] = T::round(x[c].acc() * r * w[c].acc());
+                    y[c] = T::narrow(x[c].acc() * r * w[c].acc());
                 }
             }
         })
@@ -36,7 +36,7 @@ pub(super) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T]
                 let k = r * r * m;
                 for c in 0..n {
                     let d = r * (dy[c].acc() * w[c].acc() - x[c].acc() * k);
-                    dx[c] = T::round(if accumulate { dx[c].acc() + d } else { d });
+                    dx[c] = T::narrow(if accumulate { dx[c].acc() + d } else { d });
                 }
             }
         })

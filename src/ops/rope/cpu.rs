@@ -16,8 +16,8 @@ pub(super) fn apply<T: Float>(pool: &Pool, x: &mut [T], width: usize, positions:
                     for i in 0..half {
                         let (c, s) = (T::Acc::of(cos[i]), T::Acc::of(sin[i]) * sign);
                         let (a, b) = (lo[i].acc(), hi[i].acc());
-                        lo[i] = T::round(a * c - b * s);
-                        hi[i] = T::round(b * c + a * s);
+                        lo[i] = T::narrow(a * c - b * s);
+                        hi[i] = T::narrow(b * c + a * s);
                     }
                 }
             }

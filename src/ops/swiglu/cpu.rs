@@ -17,7 +17,7 @@ pub(super) fn fwd<T: Float>(pool: &Pool, h: &mut [T], gate: &[T], up: &[T]) {
         wide(|| {
             for ((h, g), u) in h.iter_mut().zip(&gate[r.clone()]).zip(&up[r]) {
                 let g = g.acc();
-                *h = T::round(g * sigmoid(g) * u.acc());
+                *h = T::narrow(g * sigmoid(g) * u.acc());
             }
         })
     });
@@ -29,8 +29,8 @@ pub(super) fn bwd<T: Float>(pool: &Pool, gate: &mut [T], up: &mut [T], dh: &[T])
             for ((g, u), d) in gate.iter_mut().zip(up.iter_mut()).zip(&dh[r]) {
                 let (gv, uv, d) = (g.acc(), u.acc(), d.acc());
                 let s = sigmoid(gv);
-                *u = T::round(d * gv * s);
-                *g = T::round(d * uv * s * (T::Acc::of(1.0) + gv * (T::Acc::of(1.0) - s)));
+                *u = T::narrow(d * gv * s);
+                *g = T::narrow(d * uv * s * (T::Acc::of(1.0) + gv * (T::Acc::of(1.0) - s)));
             }
         })
     });
