@@ -135,14 +135,10 @@ fn folder() -> tempfile::TempDir {
     fs::write(dir.path().join("b.jsonl"), rows("b", 4).join("\n")).unwrap();
     fs::write(dir.path().join("c.csv"), "instruction,output\nc0,x\nc1,x\nc2,x\n").unwrap();
     fs::write(dir.path().join("t.txt"), "t0\n\nt2\n").unwrap();
-    fs::write(
-        dir.path().join("dataset_info.json"),
-        r#"{"a": {"file_name": "a.json"}, "b": {"file_name": "b.jsonl"},
+    fs::write(dir.path().join("dataset_info.json"), r#"{"a": {"file_name": "a.json"}, "b": {"file_name": "b.jsonl"},
         "c": {"file_name": "c.csv", "num_samples": 5},
         "typo": {"file_name": "b.jsonl", "columns": {"prompt": "instruction", "response": "ouput"}},
-        "typo2": {"file_name": "b.jsonl", "columns": {"prompt": "instruktion", "response": "output"}}}"#,
-    )
-    .unwrap();
+        "typo2": {"file_name": "b.jsonl", "columns": {"prompt": "instruktion", "response": "output"}}}"#).unwrap();
     dir
 }
 
@@ -223,8 +219,7 @@ fn bad_data_is_one_line_that_names_it() {
     assert!(say(&["empty.json"]).contains("is empty"));
     fs::write(dir.path().join("null.json"), r#"[{"instruction": "q", "output": null}]"#).unwrap();
     assert!(say(&["null.json"]).contains("of 1 were skipped: the answer is null (1)"));
-    fs::write(dir.path().join("bad.jsonl"), "{\"instruction\": \"q\", \"output\": \"a\"}\n{\"instruction\": \n")
-        .unwrap();
+    fs::write(dir.path().join("bad.jsonl"), "{\"instruction\": \"q\", \"output\": \"a\"}\n{\"instruction\": \n").unwrap();
     assert!(say(&["bad.jsonl"]).contains("bad.jsonl: row 2: is not valid JSON"));
 }
 
@@ -300,8 +295,7 @@ fn a_stream_holds_the_same_rows_out_in_every_epoch() {
 #[test]
 fn a_stream_ends_at_its_first_error() {
     let dir = folder();
-    fs::write(dir.path().join("bad.jsonl"), "{\"instruction\": \"q\", \"output\": \"a\"}\n{\"instruction\": \n")
-        .unwrap();
+    fs::write(dir.path().join("bad.jsonl"), "{\"instruction\": \"q\", \"output\": \"a\"}\n{\"instruction\": \n").unwrap();
     let mut cfg = config(dir.path(), &["bad.jsonl"]);
     cfg.data.buffer_size = 1;
     let got: Vec<_> = source::stream(&cfg, 0, 0).unwrap().map(|r| r.is_ok()).collect();

@@ -257,9 +257,7 @@ impl Registry {
             }
         }
         if entry.contains_key("script_url") {
-            return not_built(
-                "has `script_url`: Python scripts are not run; save its rows and give `file_name`".into(),
-            );
+            return not_built("has `script_url`: Python scripts are not run; save its rows and give `file_name`".into());
         }
         if entry.contains_key("cloud_file_name") {
             return not_built("has `cloud_file_name`: clouds are not read; download it and give `file_name`".into());
@@ -372,9 +370,7 @@ impl Registry {
         let Some(block) = self.block(name, entry, "tags", &TAG_KEYS)? else { return Ok(Tags::default()) };
         let get = |key: &str| Ok::<_, Error>(self.text(name, block, key)?.map(str::to_string));
         let need = |key: &str| {
-            get(key)?.ok_or_else(|| {
-                self.wrong(name, format!("`tags` does not name `{key}`: the block replaces all defaults"))
-            })
+            get(key)?.ok_or_else(|| self.wrong(name, format!("`tags` does not name `{key}`: the block replaces all defaults")))
         };
         Ok(Tags {
             role: need("role_tag")?,
@@ -473,8 +469,7 @@ mod tests {
 
     #[test]
     fn a_tags_block_replaces_all_defaults() {
-        let tags =
-            r#"{"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}"#;
+        let tags = r#"{"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}"#;
         let spec = one(&format!(r#"{{"x": {{"file_name": "a.json", "formatting": "sharegpt", "tags": {tags}}}}}"#));
         assert_eq!(spec.unwrap().format.unwrap().tags.system, None);
     }

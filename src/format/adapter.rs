@@ -186,9 +186,7 @@ fn parse_config(text: &str) -> Answer<AdapterConfig> {
     if let Some(Value::String(init)) = get("init_lora_weights")
         && ["pissa", "olora", "corda", "loftq"].iter().any(|bad| init.to_lowercase().starts_with(bad))
     {
-        return Err(format!(
-            "`init_lora_weights` {init} changes the base model, which is not supported: convert it to LoRA"
-        ));
+        return Err(format!("`init_lora_weights` {init} changes the base model, which is not supported: convert it to LoRA"));
     }
     let bias = get("bias").map_or(Some("none"), Value::as_str).unwrap_or("?");
     if bias != "none" {
@@ -205,9 +203,7 @@ fn parse_config(text: &str) -> Answer<AdapterConfig> {
         let name = pattern.trim_start_matches('^');
         match name.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '.') {
             true => Ok(()),
-            false => Err(format!(
-                "`{key}` holds the regular expression {pattern}; only names and ends of paths are supported"
-            )),
+            false => Err(format!("`{key}` holds the regular expression {pattern}; only names and ends of paths are supported")),
         }
     };
     let object = |key: &str| match get(key) {
@@ -304,9 +300,7 @@ impl AdapterFile {
         let config = AdapterConfig::parse(&path, &text)?;
         let weights = folder.join(TENSORS);
         if !weights.is_file() && folder.join("adapter_model.bin").is_file() {
-            let why = format!(
-                "holds only adapter_model.bin, which is not read (a pickle can run code): convert it to {TENSORS}"
-            );
+            let why = format!("holds only adapter_model.bin, which is not read (a pickle can run code): convert it to {TENSORS}");
             return Err(Error::file(folder, why));
         }
         let tensors = Checkpoint::open_file(&weights)?;
@@ -339,11 +333,7 @@ impl AdapterFile {
         let mut seen = BTreeSet::new();
         for e in &self.entries {
             if !seen.insert((&e.module, e.part)) {
-                return Err(Error::weights(
-                    weights,
-                    &e.name,
-                    "stands for a module that another tensor has already filled",
-                ));
+                return Err(Error::weights(weights, &e.name, "stands for a module that another tensor has already filled"));
             }
         }
         for e in &self.entries {
@@ -353,18 +343,12 @@ impl AdapterFile {
                 Part::B => (Part::A, 1),
             };
             if !seen.contains(&(&e.module, other)) {
-                return Err(Error::weights(
-                    weights,
-                    &e.name,
-                    format!("has no partner `{}`", tensor_name(&e.module, other)),
-                ));
+                return Err(Error::weights(weights, &e.name, format!("has no partner `{}`", tensor_name(&e.module, other))));
             }
             let view = self.tensors.get(&e.name)?;
             let r = self.config.rank_of(&e.module);
             if view.shape.len() != 2 || view.shape.get(at) != Some(&r) {
-                return Err(
-                    view.wrong(format!("has shape {:?}, which does not fit the rank {r} of {CONFIG}", view.shape))
-                );
+                return Err(view.wrong(format!("has shape {:?}, which does not fit the rank {r} of {CONFIG}", view.shape)));
             }
         }
         Ok(())
@@ -539,10 +523,7 @@ mod tests {
             use_rslora: true,
             ..config()
         };
-        assert_eq!(
-            (c.rank_of(MODULE), c.rank_of("model.layers.0.xself_attn.q_proj"), c.scale_of(MODULE)),
-            (16, 2, 2.0)
-        );
+        assert_eq!((c.rank_of(MODULE), c.rank_of("model.layers.0.xself_attn.q_proj"), c.scale_of(MODULE)), (16, 2, 2.0));
         assert_eq!(parse(&c.to_json().to_string()).unwrap(), c);
         let mut pattern = config().to_json();
         pattern["target_modules"] = json!("all-linear");

@@ -313,11 +313,7 @@ fn parse_rope(c: &Keys<'_>, max_position_embeddings: usize) -> Answer<Rope> {
     };
     let positive = |key: &str, least: f64| -> Answer<f64> {
         let x = p.number(key)?.ok_or_else(|| format!("its rope scaling lacks `{key}`"))?;
-        if x >= least && x > 0.0 && x.is_finite() {
-            Ok(x)
-        } else {
-            Err(format!("rope `{key}` must be at least {least}, got {x}"))
-        }
+        if x >= least && x > 0.0 && x.is_finite() { Ok(x) } else { Err(format!("rope `{key}` must be at least {least}, got {x}")) }
     };
     let kind = p.text("rope_type")?.or(p.text("type")?).unwrap_or_else(|| "default".into());
     let kind = match kind.as_str() {
@@ -391,8 +387,7 @@ impl Keys<'_> {
     /// A size in 1..=most; `default` None: required.
     fn size(&self, key: &str, most: usize, default: Option<usize>) -> Answer<usize> {
         // 4096.0 is written too, by LLaMA-Factory's scaled max_position_embeddings.
-        let whole =
-            |v: &Value| v.as_u64().or_else(|| v.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
+        let whole = |v: &Value| v.as_u64().or_else(|| v.as_f64().filter(|x| x.fract() == 0.0 && *x >= 0.0).map(|x| x as u64));
         let n = self.typed(key, "a whole number", whole)?.map(|n| usize::try_from(n).unwrap_or(usize::MAX));
         let n = n.or(default).ok_or_else(|| format!("has no `{key}`"))?;
         if n == 0 || n > most { Err(format!("`{key}` must be in 1..={most}, got {n}")) } else { Ok(n) }
@@ -414,8 +409,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const SIZES: &str =
-        r#""vocab_size":128,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":3,"num_attention_heads":4"#;
+    const SIZES: &str = r#""vocab_size":128,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":3,"num_attention_heads":4"#;
 
     fn of(model_type: &str, rest: &str) -> Answer<HfConfig> {
         let comma = if rest.is_empty() { "" } else { "," };
@@ -447,8 +441,7 @@ mod tests {
         let qwen = r#""num_key_value_heads":2,"sliding_window":8,"max_window_layers":1"#;
         assert_eq!(windows("qwen2", qwen), [None; 3]);
         assert_eq!(windows("qwen3", &format!("{qwen},\"use_sliding_window\":true")), [None, Some(8), Some(8)]);
-        let types =
-            r#","use_sliding_window":true,"layer_types":["sliding_attention","full_attention","full_attention"]"#;
+        let types = r#","use_sliding_window":true,"layer_types":["sliding_attention","full_attention","full_attention"]"#;
         assert_eq!(windows("qwen3", &format!("{qwen}{types}")), [Some(8), None, None]);
     }
 

@@ -114,8 +114,7 @@ pub fn resolve(
 /// # Errors
 /// As [`resolve`].
 pub fn fetch(name: &str, revision: &str, hub: &Hub, progress: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf> {
-    let plain =
-        |s: &str| !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c));
+    let plain = |s: &str| !s.is_empty() && !s.starts_with('.') && s.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c));
     if name.split('/').count() > 2 || !name.split('/').all(plain) {
         return Err(Error::file(name, "is no folder, and no name of a model on the hub (organisation/name) either"));
     }
@@ -159,10 +158,8 @@ fn cached(name: &str, revision: &str, folder: &Path) -> Result<PathBuf> {
 /// The shards that an index names.
 fn shards(index: &str) -> std::result::Result<BTreeSet<String>, String> {
     let index: Value = serde_json::from_str(index).map_err(|e| format!("{INDEX} is malformed: {e}"))?;
-    let map =
-        index.get("weight_map").and_then(Value::as_object).ok_or_else(|| format!("{INDEX} has no `weight_map`"))?;
-    let file =
-        |v: &Value| v.as_str().filter(|s| !s.contains(['/', '\\']) && s.ends_with(".safetensors")).map(str::to_string);
+    let map = index.get("weight_map").and_then(Value::as_object).ok_or_else(|| format!("{INDEX} has no `weight_map`"))?;
+    let file = |v: &Value| v.as_str().filter(|s| !s.contains(['/', '\\']) && s.ends_with(".safetensors")).map(str::to_string);
     let files: Option<BTreeSet<String>> = map.values().map(file).collect();
     files.ok_or_else(|| format!("{INDEX} names a shard that is no safetensors file beside it"))
 }
@@ -249,11 +246,7 @@ impl Session<'_> {
             }
             // The connection ended early without an error: keep what came as the part to go on from.
             fs::remove_file(&path)?;
-            if got < size {
-                fs::rename(&blob, &part)?
-            } else {
-                fs::remove_file(&blob)?
-            };
+            if got < size { fs::rename(&blob, &part)? } else { fs::remove_file(&blob)? };
             let why = format!("{got} of {size} bytes of {file} came");
             Err(ApiError::IoError(std::io::Error::new(std::io::ErrorKind::UnexpectedEof, why)))
         });
@@ -298,9 +291,7 @@ impl Session<'_> {
             (_, Some(404)) => format!("{host} has no such model or revision{likely}"),
             // The hub answers 401 also for what does not exist, so as not to tell.
             (_, Some(401)) if self.hub.token.is_none() => {
-                format!(
-                    "{host} has no such model, or it is private or gated (then set HF_TOKEN or hf_hub_token){likely}"
-                )
+                format!("{host} has no such model, or it is private or gated (then set HF_TOKEN or hf_hub_token){likely}")
             }
             (_, Some(401)) => format!("{host} does not accept the token, or has no such model{likely}"),
             (_, Some(403)) => {
@@ -485,12 +476,7 @@ mod tests {
         Server { url, log, cut, server }
     }
 
-    fn answer(
-        request: tiny_http::Request,
-        files: &HashMap<String, Vec<u8>>,
-        log: &Mutex<Vec<String>>,
-        cut: &AtomicUsize,
-    ) {
+    fn answer(request: tiny_http::Request, files: &HashMap<String, Vec<u8>>, log: &Mutex<Vec<String>>, cut: &AtomicUsize) {
         let header = |name: &'static str| {
             request.headers().iter().find(|h| h.field.equiv(name)).map(|h| h.value.to_string()).unwrap_or_default()
         };
@@ -556,8 +542,7 @@ mod tests {
             Event::Finish => (),
         })
         .unwrap();
-        let names: BTreeSet<_> =
-            fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let names: BTreeSet<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         let want = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"];
         assert_eq!(names, want.map(String::from).into());
         assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), weights());
@@ -603,8 +588,7 @@ mod tests {
 
     #[test]
     fn shards_by_their_index() {
-        let index =
-            br#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
+        let index = br#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
         let files: [(&str, &[u8]); 4] = [
             ("model.safetensors", b""),
             ("model.safetensors.index.json", index),

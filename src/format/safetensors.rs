@@ -123,9 +123,7 @@ impl Checkpoint {
         Err(Error::file(
             path,
             if pickled {
-                format!(
-                    "holds only pytorch_model.bin, which is not read (a pickle can run code): convert it to {SINGLE}"
-                )
+                format!("holds only pytorch_model.bin, which is not read (a pickle can run code): convert it to {SINGLE}")
             } else {
                 format!("holds neither {SINGLE} nor {INDEX}")
             },
@@ -154,7 +152,8 @@ impl Checkpoint {
             .get("weight_map")
             .and_then(Value::as_object)
             .ok_or_else(|| Error::file(&index_path, "has no object `weight_map` (tensor name -> shard)"))?;
-        let mut checkpoint = Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), root: folder.to_path_buf() };
+        let mut checkpoint =
+            Checkpoint { files: Vec::new(), tensors: BTreeMap::new(), root: folder.to_path_buf() };
         let mut shards: BTreeMap<&str, BTreeMap<String, Entry>> = BTreeMap::new();
         for (name, shard) in map {
             let shard = shard.as_str().unwrap_or("");
@@ -170,8 +169,7 @@ impl Checkpoint {
                 let opened = MappedFile::open(&path)?;
                 let file = checkpoint.files.len();
                 let entries = parse_header(&opened).map_err(|why| Error::file(&path, why))?;
-                let entries =
-                    entries.into_iter().map(|(n, dtype, shape, bytes)| (n, Entry { file, dtype, shape, bytes }));
+                let entries = entries.into_iter().map(|(n, dtype, shape, bytes)| (n, Entry { file, dtype, shape, bytes }));
                 shards.insert(shard, entries.collect());
                 checkpoint.files.push((path, opened));
             }
@@ -640,9 +638,9 @@ fn remove_stale(folder: &Path, keep: &[String]) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, "cannot list", &e))?.flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let shard = name.strip_prefix("model-").and_then(|n| n.strip_suffix(".safetensors"));
-        let shard = shard
-            .and_then(|n| n.split_once("-of-"))
-            .is_some_and(|(a, b)| [a, b].iter().all(|n| n.len() == 5 && n.bytes().all(|c| c.is_ascii_digit())));
+        let shard = shard.and_then(|n| n.split_once("-of-")).is_some_and(|(a, b)| {
+            [a, b].iter().all(|n| n.len() == 5 && n.bytes().all(|c| c.is_ascii_digit()))
+        });
         if (shard || name == SINGLE || name == INDEX) && !keep.contains(&name) {
             fs::remove_file(entry.path()).map_err(|e| Error::io(entry.path(), "cannot remove", &e))?;
         }
@@ -757,15 +755,7 @@ mod tests {
                 assert!(out.iter().enumerate().all(|(i, x)| x.to_f32() == value(spec, i)));
             }
             let files = fs::read_dir(dir.path()).unwrap().count();
-            assert_eq!(
-                files,
-                match limit {
-                    u64::MAX => 1,
-                    20 => 4,
-                    _ => 5,
-                },
-                "limit {limit}"
-            );
+            assert_eq!(files, match limit { u64::MAX => 1, 20 => 4, _ => 5 }, "limit {limit}");
         }
     }
 

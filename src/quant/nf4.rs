@@ -451,13 +451,10 @@ mod tests {
                 }
                 assert_eq!(whole, builder.finish().unwrap(), "pieces of {piece}");
             }
-            assert_eq!(
-                Nf4::bytes(rows, cols, double),
-                match &whole.absmax {
-                    Absmax::Plain(a) => whole.packed.len() + 4 * a.len(),
-                    Absmax::Double { codes, absmax2, .. } => whole.packed.len() + codes.len() + 4 * absmax2.len() + 4,
-                } as u64
-            );
+            assert_eq!(Nf4::bytes(rows, cols, double), match &whole.absmax {
+                Absmax::Plain(a) => whole.packed.len() + 4 * a.len(),
+                Absmax::Double { codes, absmax2, .. } => whole.packed.len() + codes.len() + 4 * absmax2.len() + 4,
+            } as u64);
         }
     }
 

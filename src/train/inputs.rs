@@ -179,8 +179,7 @@ impl<'a> SampleStream<'a> {
                 self.records = source::stream(self.config, self.epoch, 0)?;
                 continue;
             }
-            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {})
-            {
+            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {}) {
                 Ok(made) => self.ready.extend(made.samples),
                 // A group of which nothing is left is no error while others follow.
                 Err(Error::Dataset { why, .. }) => log::warn!("a group of {} rows was left out: {why}", records.len()),
@@ -189,3 +188,4 @@ impl<'a> SampleStream<'a> {
         }
     }
 }
+

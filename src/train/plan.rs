@@ -240,10 +240,7 @@ pub fn check(
             }
         }
     }
-    if advice.is_empty()
-        && c.model.quantization_bit.is_none()
-        && c.tune.finetuning_type == crate::config::FinetuningType::Lora
-    {
+    if advice.is_empty() && c.model.quantization_bit.is_none() && c.tune.finetuning_type == crate::config::FinetuningType::Lora {
         let mut q = c.clone();
         q.model.quantization_bit = Some(4);
         if fits(&q, train, eval) {
@@ -263,11 +260,7 @@ pub fn check(
         }
     }
     let b = plan.bytes;
-    let advice = if advice.is_empty() {
-        "no setting makes it fit".into()
-    } else {
-        format!("this fits: {}", advice.join(" or "))
-    };
+    let advice = if advice.is_empty() { "no setting makes it fit".into() } else { format!("this fits: {}", advice.join(" or ")) };
     Err(Error::Memory(format!(
         "the run needs {} (weights {}, trained {}, gradient and optimizer {}, a step {}), the limit is {}; {advice}",
         human(need),

@@ -308,9 +308,7 @@ impl<'a> Run<'a> {
         self.state.write(&dir)?;
         let path = staged.commit()?;
         let steps: Vec<u64> = checkpoint_dir::list(&t.output_dir)?.into_iter().map(|(n, _)| n).collect();
-        for old in
-            to_rotate(&steps, t.save_total_limit, self.state.best_global_step.filter(|_| t.load_best_model_at_end))
-        {
+        for old in to_rotate(&steps, t.save_total_limit, self.state.best_global_step.filter(|_| t.load_best_model_at_end)) {
             checkpoint_dir::remove(&t.output_dir.join(format!("checkpoint-{old}")))?;
         }
         told.observe(&Event::Saved { step, path: &path })?;

@@ -40,9 +40,7 @@ pub fn guess(row: &Row) -> Result<Format> {
         };
         let of_sharegpt = first.contains_key("from") && first.contains_key("value");
         if !of_sharegpt && !(first.contains_key("role") && first.contains_key("content")) {
-            return Err(
-                row.error(format!("`{column}` must hold messages of `from` and `value`, or of `role` and `content`"))
-            );
+            return Err(row.error(format!("`{column}` must hold messages of `from` and `value`, or of `role` and `content`")));
         }
         let (formatting, tags) = match of_sharegpt {
             true => (Formatting::Sharegpt, Tags::default()),

@@ -143,9 +143,7 @@ fn messages<'a>(row: &'a Row, format: &'a Format) -> Result<(Vec<Raw<'a>>, &'a s
         let get = |key: &str| match whole.get(key) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.as_str())),
-            Some(other) => {
-                Err(row.error(format!("`{column}`: a message's `{key}` must be a text, is {}", kind(other))))
-            }
+            Some(other) => Err(row.error(format!("`{column}`: a message's `{key}` must be a text, is {}", kind(other)))),
         };
         if !whole.contains_key(&tags.role) {
             let has = whole.keys().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
@@ -211,8 +209,7 @@ fn sharegpt(row: &Row, format: &Format) -> Result<std::result::Result<Record, Sk
 }
 
 fn content<'a>(row: &Row, format: &Format, column: &str, raw: &Raw<'a>) -> Result<&'a str> {
-    raw.content
-        .ok_or_else(|| row.error(format!("`{column}`: a message's `{}` is null or missing", format.tags.content)))
+    raw.content.ok_or_else(|| row.error(format!("`{column}`: a message's `{}` is null or missing", format.tags.content)))
 }
 
 /// As `sharegpt`, and: `tool_calls` become one function turn, results that follow one another one observation.
@@ -330,11 +327,8 @@ mod tests {
         ] {
             assert_eq!(shown(row.clone(), &format, Stage::Sft).unwrap(), want, "{row}");
         }
-        for row in [
-            json!({"instruction": 3, "output": "a"}),
-            json!({"history": [["x"]], "output": "a"}),
-            json!({"history": "x"}),
-        ] {
+        for row in [json!({"instruction": 3, "output": "a"}), json!({"history": [["x"]], "output": "a"}), json!({"history": "x"})]
+        {
             assert!(shown(row, &format, Stage::Sft).unwrap_err().to_string().starts_with("f.json: row 3: `"));
         }
         assert_eq!(shown(json!({"instruction": "text"}), &format, Stage::Pt).unwrap(), "u:text#");
@@ -349,10 +343,7 @@ mod tests {
         };
         for (row, want) in [
             (say(&[("human", "q"), ("gpt", "a")]), "u:q|a:a#column"),
-            (
-                say(&[("system", "s"), ("human", "q"), ("function_call", "f"), ("observation", "o"), ("gpt", "")]),
-                "u:q|f:f|o:o|a:#s",
-            ),
+            (say(&[("system", "s"), ("human", "q"), ("function_call", "f"), ("observation", "o"), ("gpt", "")]), "u:q|f:f|o:o|a:#s"),
             (say(&[("human", "q"), ("human", "q")]), "roles do not alternate"),
             (say(&[("gpt", "q"), ("human", "q")]), "roles do not alternate"),
             (say(&[("human", "q"), ("bot", "q")]), "roles do not alternate"),
@@ -370,9 +361,7 @@ mod tests {
             json!({"conversations": [{"from": "human", "value": null}]}),
             json!({"conversations": [{"from": 3, "value": "q"}]}),
         ] {
-            assert!(
-                shown(row, &format, Stage::Sft).unwrap_err().to_string().starts_with("f.json: row 3: `conversations`")
-            );
+            assert!(shown(row, &format, Stage::Sft).unwrap_err().to_string().starts_with("f.json: row 3: `conversations`"));
         }
     }
 

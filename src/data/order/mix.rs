@@ -171,8 +171,7 @@ mod tests {
 
     #[test]
     fn impossible_probabilities_are_refused() {
-        let over =
-            |probs: &[f64]| interleave(&[2, 2], Some(probs), 1, MixStrategy::InterleaveOver).unwrap_err().to_string();
+        let over = |probs: &[f64]| interleave(&[2, 2], Some(probs), 1, MixStrategy::InterleaveOver).unwrap_err().to_string();
         assert!(over(&[1.0]).contains("1 numbers for 2 data sets"));
         assert!(over(&[0.5, 0.4]).contains("sum to 1"));
         assert!(over(&[f64::NAN, 0.5]).contains("sum to 1"));

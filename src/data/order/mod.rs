@@ -125,9 +125,7 @@ mod tests {
 
     #[test]
     fn a_split_that_leaves_nothing_is_refused() {
-        for (rows, val_size) in
-            [(10, 10.0), (10, 11.5), (1, 0.1), (0, 0.5), (0, 2.0), (5, 1.0), (5, f64::NAN), (5, -1.0)]
-        {
+        for (rows, val_size) in [(10, 10.0), (10, 11.5), (1, 0.1), (0, 0.5), (0, 2.0), (5, 1.0), (5, f64::NAN), (5, -1.0)] {
             assert!(split(rows, val_size, 1).unwrap_err().to_string().contains("val_size"), "{rows} {val_size}");
         }
     }

@@ -43,9 +43,7 @@ pub(super) fn rows(mut source: Source) -> Result<Rows> {
     let mut header: Vec<String> = Vec::new();
     let names = reader.byte_headers().map_err(|e| failed(&source, &e))?;
     for name in names {
-        let Ok(name) = std::str::from_utf8(name) else {
-            return Err(Error::file(&source.path, "its header is not UTF-8"));
-        };
+        let Ok(name) = std::str::from_utf8(name) else { return Err(Error::file(&source.path, "its header is not UTF-8")) };
         if header.iter().any(|other| other == name) {
             return Err(Error::file(&source.path, format!("its header names the column `{name}` twice")));
         }

@@ -14,10 +14,9 @@ pub(super) fn rows(mut source: Source) -> Result<Rows> {
     let path = source.path.clone();
     let unreadable = |why: String| Error::file(&path, format!("is not a readable Parquet file: {why}"));
     let file = std::fs::File::open(&path).map_err(|e| Error::io(&path, "cannot read", &e))?;
-    let mut records =
-        guarded(|| SerializedFileReader::new(file).map(|reader| RowIter::from_file_into(Box::new(reader))))
-            .map_err(unreadable)?
-            .map_err(|e| unreadable(e.to_string()))?;
+    let mut records = guarded(|| SerializedFileReader::new(file).map(|reader| RowIter::from_file_into(Box::new(reader))))
+        .map_err(unreadable)?
+        .map_err(|e| unreadable(e.to_string()))?;
     Ok(until_error(move || {
         let wrong = |why: String| source.error(format!("cannot be decoded: {why}"));
         match guarded(|| records.next()).map_err(&wrong)? {
@@ -104,8 +103,7 @@ mod tests {
         let whole = file();
         let read = |bytes: &[u8]| {
             std::fs::write(&path, bytes).unwrap();
-            let columns =
-                |row: crate::Result<super::super::Row>| Ok(serde_json::Value::Object(row?.columns).to_string());
+            let columns = |row: crate::Result<super::super::Row>| Ok(serde_json::Value::Object(row?.columns).to_string());
             rows(vec![path.clone()], FileKind::Parquet).map(columns).collect::<crate::Result<Vec<_>>>()
         };
         assert_eq!(read(&whole).unwrap(), [r#"{"q":"x","a":null}"#, r#"{"q":"y","a":"z"}"#]);

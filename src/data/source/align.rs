@@ -63,9 +63,7 @@ impl Aligner {
                 Some(response) if !self.unseen.contains(response) => self.unseen.push(response.clone()),
                 Some(_) => {}
                 None => {
-                    return Err(
-                        self.error("names no `response` column, which stage sft needs (stage pt does not)".into())
-                    );
+                    return Err(self.error("names no `response` column, which stage sft needs (stage pt does not)".into()));
                 }
             }
         }

@@ -191,10 +191,7 @@ fn valid(rows: Vec<Aligned>, name: &str) -> Result<Vec<Record>> {
     let total = rows.len();
     let valid: Vec<Record> = rows.into_iter().flatten().collect();
     if valid.is_empty() {
-        return Err(Error::Dataset {
-            name: name.into(),
-            why: format!("none of its {total} rows holds a valid sample"),
-        });
+        return Err(Error::Dataset { name: name.into(), why: format!("none of its {total} rows holds a valid sample") });
     }
     Ok(valid)
 }

@@ -61,8 +61,9 @@ pub fn stream(cfg: &Config, epoch: u64, skip: usize) -> Result<RecordStream> {
 /// As [`super::load`].
 pub fn stream_eval(cfg: &Config) -> Result<Vec<(String, Vec<Record>)>> {
     let (train, eval) = specs(cfg)?;
-    let collect =
-        |name: &str, rows: &mut dyn Iterator<Item = Result<Aligned>>| super::valid(rows.collect::<Result<_>>()?, name);
+    let collect = |name: &str, rows: &mut dyn Iterator<Item = Result<Aligned>>| {
+        super::valid(rows.collect::<Result<_>>()?, name)
+    };
     if val_size(cfg) {
         let mut rows = shuffled(train, cfg, 0)?.take(held(cfg)?).map(|row| Ok(row?.1));
         return Ok(vec![(String::new(), collect("validation split", &mut rows)?)]);
@@ -126,10 +127,7 @@ impl Mixed {
             open.rows = Some(rows);
         }
         let Some(row) = open.next.take() else {
-            return Err(Error::Dataset {
-                name: open.spec.name.clone(),
-                why: "is empty: its files hold no rows".into(),
-            });
+            return Err(Error::Dataset { name: open.spec.name.clone(), why: "is empty: its files hold no rows".into() });
         };
         let place = (source, open.at);
         open.at += 1;
