@@ -58,6 +58,6 @@ pub struct Batch {
     pub labels: usize,
     /// Samples in the batch.
     pub rows: usize,
-    /// Length of the longest row rounded up to 8, as a padding collator would have made it: NEFTune's L.
+    /// Length to which a padding collator would have brought the rows (see `batch::Padding`): NEFTune's L.
     pub padded_len: usize,
 }

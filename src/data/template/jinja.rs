@@ -1,5 +1,7 @@
 //! Chat templates in Jinja: rendering a model's own, as transformers does, and writing one for a template of ours.
 
+use std::collections::BTreeMap;
+
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, ErrorKind, context};
 
@@ -41,16 +43,15 @@ pub(super) fn render(
     env.add_function("strftime_now", |format: String| strftime::utc(&format));
     let messages: Vec<Value> =
         messages.iter().map(|(role, content)| context! { role => *role, content => *content }).collect();
-    let mut scope = vec![
+    let mut scope = BTreeMap::from([
         ("messages".to_string(), Value::from(messages)),
         ("tools".to_string(), Value::from(())),
         ("documents".to_string(), Value::from(())),
         ("add_generation_prompt".to_string(), Value::from(add_generation_prompt)),
-    ];
+    ]);
     scope.extend(tokenizer.named_specials().into_iter().map(|(name, text)| (name.to_string(), Value::from(text))));
-    let scope: Value = scope.into_iter().collect();
     let source = without_generation_tags(source);
-    env.render_str(&source, scope)
+    env.render_str(&source, Value::from(scope))
         .map_err(|e| Error::Tokenizer(format!("the chat template cannot be rendered: {}", one_line(&e))))
 }
 

@@ -133,7 +133,7 @@ impl Json {
                             out.push('\\');
                             out.push(c);
                         }
-                        c if (c as u32) < 0x20 || c as u32 == 0x7f => drop(write!(out, "\\x{:02x}", c as u32)),
+                        c if (c as u32) < 0x20 || c as u32 == 0x7f => out.push_str(&format!("\\x{:02x}", c as u32)),
                         c => out.push(c),
                     }
                 }
@@ -176,7 +176,7 @@ fn write_string(out: &mut String, s: &str, ascii: bool) {
             '\u{c}' => out.push_str("\\f"),
             c if (c as u32) < 0x20 || (ascii && !(' '..='~').contains(&c)) => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
-                    drop(write!(out, "\\u{unit:04x}"));
+                    let _ = write!(out, "\\u{unit:04x}");
                 }
             }
             c => out.push(c),

@@ -251,8 +251,8 @@ def run(rows, tokenizer, chat=None, stage="sft", split=False, folder=None, **set
 
 
 TEMPLATES = {
-    "byte": ["qwen3", "qwen3_nothink", "qwen", "llama3", "chatml", "alpaca", "default", "empty", "vicuna", "deepseek"],
-    "spm": ["llama2", "llama2_zh", "mistral", "ministral", "vicuna", "alpaca", "default", "empty"],
+    "byte": ["qwen3", "qwen3_nothink", "qwen", "llama3", "chatml", "alpaca", "default", "empty", "deepseek"],
+    "spm": ["llama2", "llama2_zh", "mistral", "ministral", "vicuna", "default"],
 }
 
 
@@ -273,7 +273,7 @@ def main():
         for name in names:
             plans.append(dict(tokenizer=tokenizer, template=name))
     for name, tokenizer in [("qwen3", "byte"), ("llama2", "spm"), ("default", "byte")]:
-        for cutoff in [1, 7, 40]:
+        for cutoff in [3, 7, 40]:
             plans.append(dict(tokenizer=tokenizer, template=name, cutoff_len=cutoff))
         plans.append(dict(tokenizer=tokenizer, template=name, mask_history=True))
         plans.append(dict(tokenizer=tokenizer, template=name, mask_history=True, cutoff_len=50))

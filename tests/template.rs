@@ -1,0 +1,193 @@
+//! Templates, truncation, masks and packing against ids and labels that LLaMA-Factory 0.9.5 made: every token of every
+//! row. tests/golden/template/make.py makes the cases.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use qlora_engine::config::{self, Config, Format};
+use qlora_engine::data::encode::tokenise;
+use qlora_engine::data::template::Template;
+use qlora_engine::data::tokenizer::Tokenizer;
+use qlora_engine::data::{Message, Record, Role, Sample};
+use serde_json::Value;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/template")
+}
+
+/// The date that make.py gives to LLaMA-Factory.
+const TODAY: &str = "05 Mar 2026";
+
+fn records(cases: &Value) -> Vec<Record> {
+    let text = |v: &Value, key: &str| v[key].as_str().unwrap().to_string();
+    let message = |m: &Value| Message {
+        role: match m["role"].as_str().unwrap() {
+            "user" => Role::User,
+            "assistant" => Role::Assistant,
+            "observation" => Role::Observation,
+            "function" => Role::Function,
+            other => panic!("role {other}"),
+        },
+        content: text(m, "content"),
+    };
+    let all = cases["records"].as_array().unwrap().iter();
+    all.map(|r| Record {
+        messages: r["messages"].as_array().unwrap().iter().map(message).collect(),
+        system: text(r, "system"),
+        tools: text(r, "tools"),
+    })
+    .collect()
+}
+
+/// Two base-36 digits a number.
+fn ids(text: &str) -> Vec<u32> {
+    text.as_bytes().chunks(2).map(|c| u32::from_str_radix(std::str::from_utf8(c).unwrap(), 36).unwrap()).collect()
+}
+
+fn numbers(v: &Value) -> Vec<u32> {
+    v.as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as u32).collect()
+}
+
+/// A run's settings as a config, and a folder with its tokenizer.
+fn set_up(run: &Value) -> (Config, tempfile::TempDir) {
+    let text = |key: &str| run[key].as_str();
+    let folder = tempfile::tempdir().unwrap();
+    let source = golden().join("tokenizers").join(text("tokenizer").unwrap());
+    for file in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(source.join(file), folder.path().join(file)).unwrap();
+    }
+    if let Some(chat) = text("chat") {
+        let from = golden().join("tokenizers").join(format!("{chat}.jinja"));
+        fs::copy(from, folder.path().join("chat_template.jinja")).unwrap();
+    }
+    let mut yaml = serde_json::Map::new();
+    for (key, value) in [("model_name_or_path", "m"), ("dataset", "d"), ("output_dir", "o"), ("stage", "sft")] {
+        yaml.insert(key.into(), value.into());
+    }
+    yaml.insert("do_train".into(), true.into());
+    for (key, value) in run.as_object().unwrap() {
+        match key.as_str() {
+            "tokenizer" | "chat" | "rows" | "records" | "jinja" | "stop" | "prompts" => {}
+            "split" => drop(yaml.insert("split_special_tokens".into(), value.clone())),
+            _ => drop(yaml.insert(key.clone(), value.clone())),
+        }
+    }
+    let config = config::from_str(&Value::Object(yaml).to_string(), Format::Json, &[]).unwrap();
+    (config, folder)
+}
+
+fn name(run: &Value) -> String {
+    let mut run = run.as_object().unwrap().clone();
+    for key in ["rows", "records", "jinja", "stop", "prompts"] {
+        run.remove(key);
+    }
+    Value::Object(run).to_string()
+}
+
+#[test]
+fn every_token_and_label_is_llama_factorys() {
+    let cases: Value = serde_json::from_slice(&fs::read(golden().join("cases.json")).unwrap()).unwrap();
+    let all = records(&cases);
+    let (mut wrong, mut rows) = (Vec::new(), 0);
+    for run in cases["runs"].as_array().unwrap() {
+        let what = name(run);
+        let (config, folder) = set_up(run);
+        let mut tokenizer = Tokenizer::load(folder.path(), config.model.split_special_tokens).unwrap();
+        let template = Template::load(&config.data, &mut tokenizer).unwrap().with_date(TODAY);
+        let given: Vec<Record> = numbers(&run["records"]).iter().map(|&i| all[i as usize].clone()).collect();
+
+        if numbers(&run["stop"]) != template.stop_ids(&tokenizer) {
+            wrong.push(format!("{what}: stop ids {:?}", template.stop_ids(&tokenizer)));
+        }
+        if let Some(jinja) = run.get("jinja")
+            && jinja.as_str() != template.jinja(&tokenizer)
+        {
+            wrong.push(format!("{what}: jinja {:?}", template.jinja(&tokenizer)));
+        }
+        if let Some(prompts) = run.get("prompts") {
+            for (i, want) in prompts.as_array().unwrap().iter().enumerate() {
+                let r = &given[7 + i];
+                let past = &r.messages[..r.messages.len() - 1];
+                let thinking = Some(true);
+                let got = template.chat_prompt(&tokenizer, past, &r.system, &r.tools, thinking).unwrap();
+                if got != ids(want.as_str().unwrap()) {
+                    wrong.push(format!("{what}: prompt {i}"));
+                }
+            }
+        }
+
+        let got = tokenise(&given, &config, &tokenizer, &template, 2, &|_, _| {}).unwrap();
+        let again = tokenise(&given, &config, &tokenizer, &template, 1, &|_, _| {}).unwrap();
+        assert_eq!(got, again, "{what}: depends on the number of threads");
+        // A row without a single token (nothing asked, nothing answered, template `empty`) is left out here and counted.
+        let want: Vec<&Value> = run["rows"].as_array().unwrap().iter().filter(|r| r[0] != "").collect();
+        if got.samples.len() != want.len() {
+            wrong.push(format!("{what}: {} rows instead of {}", got.samples.len(), want.len()));
+        }
+        for (i, (got, want)) in got.samples.iter().zip(&want).enumerate() {
+            rows += 1;
+            let mut expected = Sample { ids: ids(want[0].as_str().unwrap()), ..Sample::default() };
+            for (j, n) in numbers(&want[1]).into_iter().enumerate() {
+                expected.trained.extend(std::iter::repeat_n(j % 2 == 1, n as usize));
+            }
+            expected.pieces = match want.get(2) {
+                Some(pieces) => numbers(pieces),
+                None => vec![expected.ids.len() as u32],
+            };
+            expected.block_diagonal = config.data.neat_packing;
+            if *got != expected {
+                let at = got.ids.iter().zip(&expected.ids).position(|(a, b)| a != b);
+                let text = |s: &Sample| qlora_engine::data::inspect::render(s, &tokenizer, false);
+                wrong.push(format!(
+                    "{what}: row {i}: first differing id at {at:?}\n got {:?} {}\nwant {:?} {}",
+                    got.pieces,
+                    text(got),
+                    expected.pieces,
+                    text(&expected)
+                ));
+            }
+        }
+    }
+    assert!(rows > 500, "only {rows} rows were compared");
+    assert!(wrong.is_empty(), "{} of {rows} differ:\n{}", wrong.len(), wrong[..wrong.len().min(8)].join("\n"));
+}
+
+#[test]
+fn what_cannot_be_encoded_is_named() {
+    let run = serde_json::json!({"tokenizer": "byte", "template": "qwen3"});
+    let (config, folder) = set_up(&run);
+    let mut tokenizer = Tokenizer::load(folder.path(), false).unwrap();
+    let template = Template::load(&config.data, &mut tokenizer).unwrap();
+    let turn = |role, content: &str| Message { role, content: content.into() };
+    let good = Record {
+        messages: vec![turn(Role::User, "a"), turn(Role::Assistant, "b")],
+        system: String::new(),
+        tools: String::new(),
+    };
+    let prepare = |records: &[Record], config: &Config| {
+        tokenise(records, config, &tokenizer, &template, 1, &|_, _| {}).map_err(|e| e.to_string())
+    };
+
+    let bad = Record { tools: "[{".into(), ..good.clone() };
+    let e = prepare(&[good.clone(), bad], &config).unwrap_err();
+    assert!(e.contains("row 2") && e.contains("tools"), "{e}");
+
+    let odd = Record { messages: good.messages[..1].to_vec(), ..good.clone() };
+    let got = prepare(&[odd.clone(), good.clone(), odd.clone()], &config).unwrap();
+    assert_eq!((got.samples.len(), got.dropped[0].1), (1, 2));
+    let e = prepare(&[odd], &config).unwrap_err();
+    assert!(e.contains("`d`") && e.contains("no sample is left"), "{e}");
+    let e = prepare(&[], &config).unwrap_err();
+    assert!(e.contains("no rows"), "{e}");
+
+    let mut short = config.clone();
+    short.data.cutoff_len = 1;
+    let long = Record { messages: vec![turn(Role::User, &"long ".repeat(50)), turn(Role::Assistant, "b")], ..good };
+    let e = prepare(&[long], &short).unwrap_err();
+    assert!(e.contains("truncated") && e.contains("cutoff_len"), "{e}");
+
+    let mut unknown = config.data.clone();
+    unknown.template = Some("qwen3_nothinking".into());
+    let e = Template::load(&unknown, &mut tokenizer.clone()).unwrap_err().to_string();
+    assert!(e.contains("qwen3_nothink`") && e.contains("llama3"), "{e}");
+}
