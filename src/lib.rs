@@ -9,6 +9,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod format;
+pub mod infer;
 pub mod model;
 pub mod ops;
 pub mod quant;

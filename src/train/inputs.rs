@@ -43,16 +43,24 @@ impl TrainData {
 }
 
 impl Inputs {
+    /// The base model's folder (downloaded if it is a hub name), tokenizer and template.
+    ///
+    /// # Errors
+    /// Whatever is wrong with them, or if they do not belong together.
+    pub fn model(config: &Config, observer: &mut dyn Observer) -> Result<(PathBuf, Tokenizer, Template)> {
+        let folder = model_folder(config, observer)?;
+        let mut tokenizer = Tokenizer::load(&folder, config.model.split_special_tokens)?;
+        let template = Template::load(&config.data, &mut tokenizer)?;
+        tokenizer.check_vocab(HfConfig::open(&folder)?.vocab_size)?;
+        Ok((folder, tokenizer, template))
+    }
+
     /// Reads and tokenises. With `tokenized_path` the tokenised data are read from there, or written there.
     ///
     /// # Errors
     /// Whatever is wrong with model, tokenizer, template or data.
     pub fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Self> {
-        let folder = model_folder(config, observer)?;
-        let mut tokenizer = Tokenizer::load(&folder, config.model.split_special_tokens)?;
-        let template = Template::load(&config.data, &mut tokenizer)?;
-        tokenizer.check_vocab(HfConfig::open(&folder)?.vocab_size)?;
-
+        let (folder, tokenizer, template) = Inputs::model(config, observer)?;
         if let Some(path) = &config.data.tokenized_path
             && let Some(splits) = cache::read_tokenized(path, &tokenizer)?
         {

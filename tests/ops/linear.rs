@@ -108,3 +108,34 @@ fn refuses_shapes_that_do_not_fit() {
     assert!(linear::fwd(&tensor(&[0.0; 5], 1, 5, DType::F32), &l, None).is_err());
     assert!(linear::fwd(&tensor(&[0.0; 4], 1, 4, DType::F64), &l, None).is_err(), "another dtype");
 }
+
+/// A quantised weight multiplies exactly as its dequantised values do: it is expanded inside the product.
+#[test]
+fn nf4_equals_its_dequantised_values() {
+    use qlora_engine::format::Dtype;
+    use qlora_engine::quant::nf4::{Nf4, Nf4Builder};
+    for (out, inn) in [(64, 32), (48, 80), (130, 70)] {
+        for double in [false, true] {
+            let values: Vec<f32> = random(1, out * inn).iter().map(|&x| x as f32).collect();
+            let mut builder = Nf4Builder::new(out, inn, Dtype::F32, double).unwrap();
+            builder.push(&values, 1).unwrap();
+            let q: Nf4 = builder.finish().unwrap();
+            let mut dense = vec![0.0f32; out * inn];
+            q.dequantise_f32(&mut dense).unwrap();
+            let dense: Vec<f64> = dense.iter().map(|&x| f64::from(x)).collect();
+            for dtype in [DType::F32, DType::Bf16] {
+                let w = tensor(&dense, out, inn, dtype);
+                let (x, c) = (tensor(&random(2, 9 * inn), 9, inn, dtype), tensor(&random(3, 9 * out), 9, out, dtype));
+                let mut none = tensor(&[], 1, 0, DType::F32);
+                let mut run = |w: Matrix| {
+                    let l = Linear { w, bias: None, lora: None };
+                    let (y, saved) = linear::fwd(&x, &l, None).unwrap();
+                    let dx = linear::bwd(saved, &x, &l, &c, Dx::New, &mut none).unwrap().unwrap();
+                    (y.to_f64(), dx.to_f64())
+                };
+                let (quantised, dense) = (run(Matrix::Nf4(&q)), run(Matrix::Dense(Slot::whole(&w))));
+                assert_eq!(quantised, dense, "({out}, {inn}) double {double} {dtype:?}");
+            }
+        }
+    }
+}
