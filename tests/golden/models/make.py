@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from transformers import (
 )
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+import whole_absmax  # noqa: E402, F401
+
 DATA = HERE.parent / "runs" / "data"
 VOCAB = 320
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

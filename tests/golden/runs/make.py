@@ -34,6 +34,8 @@ from transformers import TrainerCallback
 
 HERE = Path(__file__).parent
 torch.set_num_threads(1)
+sys.path.insert(0, str(HERE.parent))
+import whole_absmax  # noqa: E402, F401
 
 # On CPUs with AVX512-BF16 an evaluation repacks the 4-bit weights for bf16 inference, with absmax in bf16, and leaves
 # them so for the training that follows, which then has no gradient. Every machine takes the plain path here.
