@@ -40,6 +40,7 @@ impl Batch {
             assert_eq!(s.ids.len(), s.trained.len(), "ids and trained");
             assert_eq!(s.pieces.iter().map(|&n| n as usize).sum::<usize>(), s.ids.len(), "pieces and ids");
             b.ids.extend(&s.ids);
+            b.no_window |= s.block_diagonal;
             let mut end = start;
             for &n in &s.pieces {
                 b.positions.extend(0..n);
@@ -84,9 +85,9 @@ mod tests {
         assert_eq!(b.cu_seqlens, [0, 3, 5, 7]);
         assert_eq!(b.loss_rows, [1, 2, 5]);
         assert_eq!(b.targets, [3, 4, 7]);
-        assert_eq!((b.labels, b.rows, b.padded_len), (5, 2, 8));
+        assert_eq!((b.labels, b.rows, b.padded_len, b.no_window), (5, 2, 8, true));
         let b = Batch::collate(&[&plain], Padding { multiple_of: 8, at_least: 9 });
-        assert_eq!(b.padded_len, 16);
+        assert_eq!((b.padded_len, b.no_window), (16, false));
         assert_eq!(Batch::collate(&[&plain], Padding { multiple_of: 1, at_least: 0 }).padded_len, 2);
     }
 }

@@ -58,6 +58,9 @@ pub struct Batch {
     pub labels: usize,
     /// Samples in the batch.
     pub rows: usize,
+    /// Whether a model's sliding window does not apply: LLaMA-Factory's mask for `neat_packing` is causal within each
+    /// piece, and takes the place of the mask that the model would have made with its window.
+    pub no_window: bool,
     /// Length to which a padding collator would have brought the rows (see `batch::Padding`): NEFTune's L.
     pub padded_len: usize,
 }

@@ -60,6 +60,8 @@ pub(super) struct Context<'a> {
     pub rope: &'a Table,
     pub positions: &'a [u32],
     pub cu_seqlens: &'a [u32],
+    /// Whether sliding windows apply.
+    pub windows: bool,
     pub dropout: Option<Dropout>,
 }
 
@@ -274,7 +276,7 @@ impl Block {
             kv_heads: s.kv_heads,
             head_dim: s.head_dim,
             cu_seqlens: c.cu_seqlens,
-            window: self.window,
+            window: self.window.filter(|_| c.windows),
         }
     }
 

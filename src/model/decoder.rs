@@ -72,6 +72,7 @@ impl Model {
             rope: &self.rope,
             positions: &batch.positions,
             cu_seqlens: &batch.cu_seqlens,
+            windows: !batch.no_window,
             dropout,
         }
     }

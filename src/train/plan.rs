@@ -59,6 +59,7 @@ impl Envelope {
             targets: vec![0; loss_rows],
             labels: loss_rows,
             rows: self.lengths.len(),
+            no_window: false,
             padded_len: self.lengths.iter().copied().max().unwrap_or(1),
         }
     }

@@ -1,7 +1,7 @@
 """Runs LLaMA-Factory on the tiny models of ../models and keeps what it logged. What each file holds: ../README.md.
 
 Run as `python make.py [name ...]` with the pins of benches/peers/setup.sh, after make_data.py and ../models/make.py.
-Writes one YAML per run, expected/<run>.json and expected/<run>.safetensors, example_output/ and schedulers.json.
+Writes one YAML per run, expected/<run>.json and expected/<run>.safetensors and example_output/.
 CPU, one thread. Each run is a process of its own, forked after the imports.
 """
 
@@ -24,7 +24,6 @@ os.environ |= {
 
 import bitsandbytes.nn.modules as bnb_modules
 import torch
-import transformers
 import yaml
 from bitsandbytes.functional import quantize_blockwise
 from llamafactory.train.pt.trainer import CustomTrainer
@@ -38,6 +37,8 @@ sys.path.insert(0, str(HERE.parent))
 import plain_nf4  # noqa: E402
 
 torch.set_num_threads(1)
+sys.path.insert(0, str(HERE.parent))
+
 
 # bitsandbytes' CPU kernel dequantises rows whose width is no multiple of 64 wrongly, as most are here.
 plain_nf4.install()
@@ -387,39 +388,6 @@ BASE_EXAMPLE = {
 }
 
 
-def schedulers():
-    """The rate each step uses, from transformers' own get_scheduler: peak 1, 20 steps, with and without warmup."""
-    kinds = {
-        "linear": {},
-        "cosine": {},
-        "cosine_with_restarts": {"num_cycles": 3},
-        "polynomial": {"power": 2.0, "lr_end": 1e-3},
-        "constant": {},
-        "constant_with_warmup": {},
-        "inverse_sqrt": {"timescale": 5},
-        "inverse_sqrt_default": {},
-        "cosine_with_min_lr": {"min_lr_rate": 0.1},
-        "cosine_with_min_lr_absolute": {"min_lr": 0.05},
-        "cosine_half": {"num_cycles": 0.25},
-        "polynomial_default": {},
-        "cosine_with_restarts_default": {},
-    }
-    out = []
-    for name, options in kinds.items():
-        kind = name.replace("_default", "").replace("_absolute", "").replace("cosine_half", "cosine")
-        for warmup in (0, 4):
-            opt = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-            s = transformers.get_scheduler(kind, opt, warmup, 20, scheduler_specific_kwargs=options or None)
-            lrs = []
-            for _ in range(20):
-                lrs.append(s.get_last_lr()[0])
-                opt.step()
-                s.step()
-            out.append({"type": kind, "kwargs": options, "warmup": warmup, "total": 20, "peak": 1.0, "lr": lrs})
-    text = "[\n" + ",\n".join(json.dumps(r) for r in out) + "\n]\n"
-    (HERE / "schedulers.json").write_text(text)
-
-
 def forked(name, work):
     pid = os.fork()
     if pid == 0:
@@ -443,12 +411,10 @@ def main():
     os.chdir(HERE)
     (HERE / "expected").mkdir(exist_ok=True)
     keep_sources()
-    wanted = sys.argv[1:] or [*RUNS, "example", "schedulers"]
+    wanted = sys.argv[1:] or [*RUNS, "example"]
     good = True
     for name in wanted:
-        if name == "schedulers":
-            schedulers()
-        elif name == "example":
+        if name == "example":
             good &= forked(name, lambda: example_output(SCRATCH))
         else:
             config = write_yaml(name, RUNS[name])
