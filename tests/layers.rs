@@ -50,6 +50,7 @@ fn each_violation_is_caught() {
         ("train/plan.rs", "fn f() { crate::infer::generate() }", "`infer`"),
         ("format/mod.rs", "use super::cli::say;", "`cli`"),
         ("data/template/mod.rs", "use super::super::ops;", "`ops`"),
+        ("data/template/mod.rs", "mod tests { use super::super::super::ops; }", "`ops`"),
         ("error.rs", "use crate::Config;", "`config`"),
         ("data/mod.rs", "use crate::unheard_of::Thing;", "`unheard_of`"),
         ("ops/linear/cpu.rs", "use crate::ops::rope;", "another op, `rope`"),
@@ -77,6 +78,7 @@ fn each_violation_is_caught() {
         ("format/mmap.rs", "unsafe { f() }"),
         ("cli/mod.rs", "println!(); std::process::exit(1); use crate::train;"),
         ("train/log.rs", "io::stdout()"),
+        ("train/log.rs", "mod tests { fn f() {} use super::super::state; use super::super::log; }"),
         ("device/cuda.rs", "use cudarc::driver;"),
         ("model/load.rs", "#![forbid(unsafe_code)] mycrate::train();"),
     ];
@@ -148,13 +150,29 @@ fn paths(code: &str, module: &[String]) -> Vec<(usize, Vec<String>)> {
     }
     for at in occurrences(code, "super::").into_iter().filter(|&at| !code[..at].ends_with("super::")) {
         let mut rest = &code[at..];
-        let mut depth = module.len();
+        let mut depth = module.len() + inline_modules(&code[..at]);
         while let Some(after) = rest.strip_prefix("super::") {
             (rest, depth) = (after, depth.saturating_sub(1));
         }
-        expand(rest, &module[..depth], at, &mut found);
+        // What still lies within this file is its own affair.
+        if depth <= module.len() {
+            expand(rest, &module[..depth], at, &mut found);
+        }
     }
     found
+}
+
+/// How many `mod name { ... }` are open at the end of `before`.
+fn inline_modules(before: &str) -> usize {
+    let mut open = Vec::new();
+    for (at, c) in before.char_indices() {
+        match c {
+            '{' => open.push(before[..at].split_whitespace().rev().nth(1) == Some("mod")),
+            '}' => _ = open.pop(),
+            _ => {}
+        }
+    }
+    open.into_iter().filter(|&is_module| is_module).count()
 }
 
 /// The paths that `rest` begins with, a group `{a, b::c}` taken apart, each behind `prefix`.

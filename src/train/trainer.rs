@@ -187,14 +187,14 @@ impl<'a> Run<'a> {
             self.evaluate(&mut told)?;
         }
         let mut batches = Batches::new(self.config, self.inputs)?;
-        let mut finished_early = false;
+        // A run that had stopped early, killed before it wrote its results, has only those left to do.
+        let patience = t.early_stopping_steps.map(|n| n as u64);
+        let mut finished_early = self.state.early_stopping.zip(patience).is_some_and(|(e, patience)| e.bad >= patience);
         while self.state.global_step < self.steps.total && control == Control::Continue && !finished_early {
             control = self.step(&mut batches, &mut told)?;
             let window = self.steps.window(self.state.global_step - 1);
-            finished_early = self.due(self.cadence.at_step(self.state.global_step), &mut told)?;
-            if (window.ends_epoch || self.state.global_step == self.steps.total) && !finished_early {
-                finished_early = self.due(self.cadence.at_epoch_end(), &mut told)?;
-            }
+            let ends_epoch = window.ends_epoch || self.state.global_step == self.steps.total;
+            finished_early = self.due(self.cadence.at(self.state.global_step, ends_epoch), &mut told)?;
         }
         if control == Control::Stop && self.state.global_step < self.steps.total && !finished_early {
             let saved = self.save(&mut told)?;
