@@ -159,7 +159,8 @@ fn a_run_leaves_llama_factorys_files() {
         let ours = keys(ours);
         keys(theirs).into_iter().filter(|k| !ours.contains(k)).collect()
     };
-    for name in ["adapter_config.json", "train_results.json", "eval_results.json", "all_results.json", "trainer_state.json"]
+    for name in
+        ["adapter_config.json", "train_results.json", "eval_results.json", "all_results.json", "trainer_state.json"]
     {
         let missing = lacks(&place.json(&format!("out/{name}")), &serde_json::from_str(&theirs(name)).unwrap());
         assert_eq!(missing, Vec::<String>::new(), "{name}");
@@ -220,7 +221,8 @@ fn the_adapter_is_sound_safetensors() {
     let config = place.json("out/adapter_config.json");
     assert_eq!(config["peft_type"], "LORA");
     assert_eq!((config["r"].as_u64(), config["lora_alpha"].as_f64()), (Some(4), Some(8.0)));
-    let mut targets: Vec<&str> = config["target_modules"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let mut targets: Vec<&str> =
+        config["target_modules"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     targets.sort_unstable();
     assert_eq!(targets, ["down_proj", "q_proj"]);
     let ours = place.json("out/qlora_engine.json");
@@ -315,8 +317,8 @@ fn models_of_another_kind() {
         place.write("model/config.json", &config);
     };
     try_with(&|c| c["model_type"] = json!("mamba"), &["config.json", "mamba"]);
-    try_with(&|c| c["quantization_config"] = json!({"quant_method": "gptq", "bits": 4}), &["config.json", "gptq"]);
-    try_with(&|c| c["quantization_config"] = json!({"quant_method": "awq", "bits": 4}), &["config.json", "awq"]);
+    try_with(&|c| c["quantization_config"] = json!({"quant_method": "gptq", "bits": 4}), &["config.json", "GPTQ"]);
+    try_with(&|c| c["quantization_config"] = json!({"quant_method": "awq", "bits": 4}), &["config.json", "AWQ"]);
     try_with(&|c| c["hidden_size"] = json!(48), &["model.safetensors", "model.embed_tokens.weight", "48"]);
     try_with(&|c| c["num_hidden_layers"] = json!(3), &["model.safetensors", "model.layers.2."]);
     try_with(&|c| c["hidden_size"] = json!("wide"), &["config.json", "hidden_size"]);
@@ -339,9 +341,9 @@ fn rewrite(place: &Place, to: &str, change: impl Fn(&str, &mut Vec<usize>, &mut 
             kept.push((name, t.dtype(), shape, data));
         }
     }
-    let views = kept.iter().map(|(name, dtype, shape, data)| {
-        (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
-    });
+    let views = kept
+        .iter()
+        .map(|(name, dtype, shape, data)| (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
     place.write(to, safetensors::serialize(views, None).unwrap());
 }
 
@@ -365,7 +367,8 @@ fn broken_weights() {
         with([&lie.to_le_bytes()[..], &good[8..]].concat());
     }
     let text = String::from_utf8(good[8..8 + header as usize].to_vec()).unwrap();
-    for (from, to) in [("\"data_offsets\":[0,", "\"data_offsets\":[4,"), ("\"F32\"", "\"F99\""), ("\"F32\"", "\"F16\"")] {
+    for (from, to) in [("\"data_offsets\":[0,", "\"data_offsets\":[4,"), ("\"F32\"", "\"F99\""), ("\"F32\"", "\"F16\"")]
+    {
         let changed = text.replacen(from, to, 1);
         assert_ne!(changed, text, "{from} is not in the header");
         let size = (changed.len() as u64).to_le_bytes();
@@ -424,20 +427,36 @@ fn tokenizers_that_do_not_fit() {
     let place = Place::new();
     let tokenizer = place.read("model/tokenizer.json");
     // The template's tokens were renamed: the model never saw those that the template would write.
-    let text = String::from_utf8(tokenizer.clone()).unwrap();
-    place.write("model/tokenizer.json", text.replace("<|im_end|>", "<|other|>"));
-    train_refused(&place, &[], &["tokenizer", "<|im_end|>"]);
+    let config = String::from_utf8(place.read("model/tokenizer_config.json")).unwrap();
+    let renamed = String::from_utf8(tokenizer.clone()).unwrap().replace("<|im_end|>", "<|other|>");
+    let mut full: Value = serde_json::from_str(&renamed).unwrap();
+    let more = |tokens: &mut Value, ids: std::ops::Range<u32>| {
+        let mut token = tokens["added_tokens"][0].clone();
+        for id in ids {
+            (token["id"], token["content"]) = (json!(id), json!(format!("<|more {id}|>")));
+            tokens["added_tokens"].as_array_mut().unwrap().push(token.clone());
+        }
+    };
+    more(&mut full, 309..320);
+    place.write("model/tokenizer.json", full.to_string());
+    train_refused(&place, &[], &["tokenizer", "320"]);
+    place.write("model/tokenizer_config.json", config.replace("<|im_end|>", "<|other|>"));
+    train_refused(&place, &[], &["tokenizer", "`<|im_end|>`", "id 320", "320 rows"]);
+    // Where the embedding has a row to spare it is added, as LLaMA-Factory adds it, and said.
+    place.write("model/tokenizer.json", renamed);
+    let ran = place.train(&["output_dir=added"]);
+    assert!(ran.stderr.contains("the tokenizer lacks `<|im_end|>`"), "{}", ran.stderr);
+    place.write("model/tokenizer_config.json", config);
+
     place.write("model/tokenizer.json", &tokenizer[..tokenizer.len() / 2]);
     train_refused(&place, &[], &["tokenizer.json"]);
     place.write("model/tokenizer.json", "[]");
     train_refused(&place, &[], &["tokenizer.json"]);
     // More tokens than the embedding has rows.
     let mut value: Value = serde_json::from_slice(&tokenizer).unwrap();
-    let mut token = value["added_tokens"][0].clone();
-    (token["id"], token["content"]) = (json!(320), json!("<|beyond|>"));
-    value["added_tokens"].as_array_mut().unwrap().push(token);
+    more(&mut value, 309..321);
     place.write("model/tokenizer.json", value.to_string());
-    train_refused(&place, &[], &["320", "321"]);
+    train_refused(&place, &[], &["tokenizer.json", "ids up to 320", "320 rows"]);
 }
 
 // ---- bad data --------------------------------------------------------------------------------------------------------
@@ -454,7 +473,10 @@ fn bad_data() {
     with("", &["rows"]);
     with("[{\"instruction\": \"a\", \"output\": \"b\"}", &["rows.json"]);
     with("[1, 2]", &["rows.json", "row 1"]);
-    with("[{\"instruction\": \"a\", \"output\": \"b\"}, {\"instruction\": 7, \"output\": \"b\"}]", &["rows.json", "row 2", "instruction"]);
+    with(
+        "[{\"instruction\": \"a\", \"output\": \"b\"}, {\"instruction\": 7, \"output\": \"b\"}]",
+        &["rows.json", "row 2", "instruction"],
+    );
     with("[{\"prompt\": \"a\", \"answer\": \"b\"}]", &["instruction"]);
     with("[{\"instruction\": \"a\", \"output\": null}]", &["rows"]);
     with("\u{0}\u{1}", &["rows.json"]);
@@ -466,7 +488,8 @@ fn bad_data() {
     train_refused(&place, &["dataset_dir=nowhere"], &["nowhere"]);
     train_refused(&place, &["val_size=10"], &["val_size"]);
     train_refused(&place, &["val_size=500"], &["val_size"]);
-    place.edit("data/dataset_info.json", |i| i["rows"]["columns"] = json!({"prompt": "question", "response": "output"}));
+    place
+        .edit("data/dataset_info.json", |i| i["rows"]["columns"] = json!({"prompt": "question", "response": "output"}));
     train_refused(&place, &[], &["question"]);
     place.edit("data/dataset_info.json", |i| i["rows"]["columns"] = json!({"promt": "instruction"}));
     train_refused(&place, &[], &["dataset_info.json", "promt", "prompt"]);
@@ -542,13 +565,9 @@ fn too_little_memory_is_said_with_a_setting_that_fits() {
     train_refused(&place, &[&settings[..], &base].concat(), &["memory", "MiB", "this fits: "]);
     let ran = place.run(&[&["train", "run.yaml"], &settings[..], &base].concat());
     let error = error_of(&ran);
-    let advice = error.split("this fits: ").nth(1).unwrap().split(" (").next().unwrap();
-    let advice: Vec<String> = advice
-        .split(", ")
-        .flat_map(|a| a.split(" with "))
-        .map(|pair| pair.replace(": ", "="))
-        .collect();
-    assert!(advice.iter().all(|a| a.contains('=')), "{error}");
+    let advice = error.split("this fits: ").nth(1).unwrap();
+    let advice: Vec<String> = advice.split(", ").map(|pair| pair.replace(": ", "=")).collect();
+    assert!(advice.len() > 1 && advice.iter().all(|a| a.contains('=')), "{error}");
     let advice: Vec<&str> = advice.iter().map(String::as_str).collect();
     // What the message says fits, fits.
     place.train(&[&settings[..], &base, &advice].concat());
@@ -582,11 +601,20 @@ fn a_loss_that_is_no_number_stops_the_run() {
         }
         true
     });
-    train_refused(&place, &["output_dir=good", "resume_from_checkpoint=true", "max_steps=5"], &["step 3", "checkpoint-2"]);
+    let good = place.files();
+    let ran = place.run(&["train", "run.yaml", "output_dir=good", "resume_from_checkpoint=true", "max_steps=5"]);
+    let error = error_of(&ran);
+    assert!(error.starts_with("error: step 3: ") && error.contains("good/checkpoint-2"), "{error}");
+    // The log begins again where the checkpoint stands; all else is as it was.
+    let after = place.files();
+    let changed =
+        good.iter().find(|(name, bytes)| !name.ends_with("trainer_log.jsonl") && after.get(*name) != Some(bytes));
+    assert!(changed.is_none(), "{:?} was changed", changed.map(|(name, _)| name));
     let ran = place.run(&["train", "run.yaml", "output_dir=new"]);
     let error = error_of(&ran);
     assert!(error.starts_with("error: step 1: "), "{error}");
-    let left: Vec<String> = place.files().into_keys().filter(|n| n.starts_with("new/") && n.contains("safetensors")).collect();
+    let left: Vec<String> =
+        place.files().into_keys().filter(|n| n.starts_with("new/") && n.contains("safetensors")).collect();
     assert_eq!(left, Vec::<String>::new());
 }
 

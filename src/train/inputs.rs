@@ -49,9 +49,11 @@ impl Inputs {
     /// Whatever is wrong with model, tokenizer, template or data.
     pub fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Self> {
         let folder = model_folder(config, observer)?;
+        // First: a folder without config.json is no model at all, whatever else it lacks.
+        let vocab = HfConfig::open(&folder)?.vocab_size;
         let mut tokenizer = Tokenizer::load(&folder, config.model.split_special_tokens)?;
         let template = Template::load(&config.data, &mut tokenizer)?;
-        tokenizer.check_vocab(HfConfig::open(&folder)?.vocab_size)?;
+        tokenizer.check_vocab(vocab)?;
 
         if let Some(path) = &config.data.tokenized_path
             && let Some(splits) = cache::read_tokenized(path, &tokenizer)?
@@ -179,7 +181,8 @@ impl<'a> SampleStream<'a> {
                 self.records = source::stream(self.config, self.epoch, 0)?;
                 continue;
             }
-            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {}) {
+            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {})
+            {
                 Ok(made) => self.ready.extend(made.samples),
                 // A group of which nothing is left is no error while others follow.
                 Err(Error::Dataset { why, .. }) => log::warn!("a group of {} rows was left out: {why}", records.len()),
@@ -188,4 +191,3 @@ impl<'a> SampleStream<'a> {
         }
     }
 }
-

@@ -308,7 +308,9 @@ impl<'a> Run<'a> {
         self.state.write(&dir)?;
         let path = staged.commit()?;
         let steps: Vec<u64> = checkpoint_dir::list(&t.output_dir)?.into_iter().map(|(n, _)| n).collect();
-        for old in to_rotate(&steps, t.save_total_limit, self.state.best_global_step.filter(|_| t.load_best_model_at_end)) {
+        for old in
+            to_rotate(&steps, t.save_total_limit, self.state.best_global_step.filter(|_| t.load_best_model_at_end))
+        {
             checkpoint_dir::remove(&t.output_dir.join(format!("checkpoint-{old}")))?;
         }
         told.observe(&Event::Saved { step, path: &path })?;
@@ -339,18 +341,27 @@ impl<'a> Run<'a> {
             files::read(&best, config, &mut self.engine.model.params)?;
         }
         files::write(&t.output_dir, config, self.inputs, &self.engine.model)?;
-        metrics.insert(0, ("epoch".into(), self.state.epoch));
+        metrics.extend(self.whereabouts());
         write_results(&t.output_dir, "train", &metrics)?;
         self.state.write(&t.output_dir)?;
         if t.do_eval && !self.inputs.eval.is_empty() {
             let mut metrics = self.evaluate(told)?;
-            metrics.insert(0, ("epoch".into(), self.state.epoch));
+            metrics.extend(self.whereabouts());
             write_results(&t.output_dir, "eval", &metrics)?;
         }
         if t.plot_loss {
             plot::plot_losses(&t.output_dir, &self.state, &self.plot_keys())?;
         }
         card::write_card(&t.output_dir, config, &self.state, Some(&self.inputs.template.name))
+    }
+
+    /// What every result file holds beside its metrics.
+    fn whereabouts(&self) -> Vec<(String, f64)> {
+        let mut all = vec![("epoch".to_string(), self.state.epoch)];
+        if self.config.train.include_num_input_tokens_seen {
+            all.push(("num_input_tokens_seen".to_string(), self.state.num_input_tokens_seen as f64));
+        }
+        all
     }
 
     fn plot_keys(&self) -> Vec<&str> {

@@ -51,7 +51,9 @@ impl Place {
         let place = Place { dir: tempfile::tempdir().unwrap() };
         let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models/qwen3");
         fs::create_dir(place.path("model")).unwrap();
-        for name in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        for name in
+            ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+        {
             fs::copy(golden.join(name), place.path("model").join(name)).unwrap();
         }
         let row = |i: usize| {
