@@ -85,9 +85,10 @@ pub fn steps(config: &Config, inputs: &Inputs) -> Result<Steps> {
     let t = &config.train;
     match (&inputs.train, t.max_steps) {
         // A stream has no known length: the run is one long epoch, as transformers counts it.
-        (TrainData::Streamed, Some(max)) => {
-            Steps::of(t, max.saturating_mul(t.per_device_train_batch_size).saturating_mul(t.gradient_accumulation_steps))
-        }
+        (TrainData::Streamed, Some(max)) => Steps::of(
+            t,
+            max.saturating_mul(t.per_device_train_batch_size).saturating_mul(t.gradient_accumulation_steps),
+        ),
         (data, _) => Steps::of(t, data.samples().len()),
     }
 }

@@ -49,9 +49,11 @@ impl Inputs {
     /// Whatever is wrong with them, or if they do not belong together.
     pub fn model(config: &Config, observer: &mut dyn Observer) -> Result<(PathBuf, Tokenizer, Template)> {
         let folder = model_folder(config, observer)?;
+        // First: a folder without config.json is no model at all, whatever else it lacks.
+        let vocab = HfConfig::open(&folder)?.vocab_size;
         let mut tokenizer = Tokenizer::load(&folder, config.model.split_special_tokens)?;
         let template = Template::load(&config.data, &mut tokenizer)?;
-        tokenizer.check_vocab(HfConfig::open(&folder)?.vocab_size)?;
+        tokenizer.check_vocab(vocab)?;
         Ok((folder, tokenizer, template))
     }
 
@@ -187,7 +189,8 @@ impl<'a> SampleStream<'a> {
                 self.records = source::stream(self.config, self.epoch, 0)?;
                 continue;
             }
-            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {}) {
+            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {})
+            {
                 Ok(made) => self.ready.extend(made.samples),
                 // A group of which nothing is left is no error while others follow.
                 Err(Error::Dataset { why, .. }) => log::warn!("a group of {} rows was left out: {why}", records.len()),
@@ -196,4 +199,3 @@ impl<'a> SampleStream<'a> {
         }
     }
 }
-

@@ -65,7 +65,9 @@ fn gradients_with_and_without_dropout() {
         // Added to what is there, and skipped where nobody asks.
         let (_, saved) = linear::fwd(&xt, &l, None).unwrap();
         let base = random(9, ROWS * IN);
-        let sum = linear::bwd(saved, &xt, &l, &dy, Dx::AddTo(tensor(&base, ROWS, IN, DType::F64)), &mut grads).unwrap().unwrap();
+        let sum = linear::bwd(saved, &xt, &l, &dy, Dx::AddTo(tensor(&base, ROWS, IN, DType::F64)), &mut grads)
+            .unwrap()
+            .unwrap();
         let want: Vec<f64> = dx.iter().zip(&base).map(|(a, b)| a + b).collect();
         assert!(max_err(&sum.to_f64(), &want) <= 1e-13);
         let (_, saved) = linear::fwd(&xt, &l, None).unwrap();
@@ -78,7 +80,8 @@ fn dropout_zeroes_its_share_and_keeps_the_mean() {
     // With A = the identity, B = the identity and W = 0, y is drop(x) itself.
     let (n, rows, rate) = (8, 4000, 0.25);
     let eye: Vec<f64> = (0..n * n).map(|i| if i / n == i % n { 1.0 } else { 0.0 }).collect();
-    let (w, a, b) = (tensor(&vec![0.0; n * n], n, n, DType::F32), tensor(&eye, n, n, DType::F32), tensor(&eye, n, n, DType::F32));
+    let (w, a, b) =
+        (tensor(&vec![0.0; n * n], n, n, DType::F32), tensor(&eye, n, n, DType::F32), tensor(&eye, n, n, DType::F32));
     let stream = Stream { seed: 1, step: 0, module: 0 };
     let lora = Lora { a: Slot::whole(&a), b: Slot::whole(&b), scale: 1.0, dropout: Some((rate, stream)) };
     let l = Linear { w: Matrix::Dense(Slot::whole(&w)), bias: None, lora: Some(lora) };
