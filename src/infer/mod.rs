@@ -29,7 +29,8 @@ impl Answerer {
     /// # Errors
     /// Whatever is wrong with model, adapter, tokenizer or template.
     pub fn load(config: &Config, max_new_tokens: usize) -> Result<Self> {
-        let (folder, tokenizer, template) = Inputs::model(config, &mut |_: &crate::train::Event<'_>| crate::train::Control::Continue)?;
+        let (folder, tokenizer, template) =
+            Inputs::model(config, &mut |_: &crate::train::Event<'_>| crate::train::Control::Continue)?;
         let positions = config.data.cutoff_len.saturating_add(max_new_tokens);
         let n = threads(config);
         // A config without an adapter would get an empty one; B is then zero and changes nothing.
@@ -71,7 +72,8 @@ impl Answerer {
         };
         let batch = Batch::collate(&[&sample], Padding { multiple_of: 1, at_least: 0 });
         let logits = self.model.logits(&batch, &[ids.len() as u32 - 1])?.to_f64();
-        let best = logits.iter().enumerate().fold((0, f64::NEG_INFINITY), |m, (i, &x)| if x > m.1 { (i, x) } else { m });
+        let best =
+            logits.iter().enumerate().fold((0, f64::NEG_INFINITY), |m, (i, &x)| if x > m.1 { (i, x) } else { m });
         Ok(best.0 as u32)
     }
 }
