@@ -215,7 +215,8 @@ fn a_damaged_checkpoint_is_passed_over() {
     let settings = ["max_steps=8", "save_steps=2"];
     place.train(&[&settings[..], &["output_dir=whole"]].concat());
     let want = result(&place, "whole");
-    let damages: [(&str, &dyn Fn(&Place)); 4] = [
+    type Damage<'a> = (&'a str, &'a dyn Fn(&Place));
+    let damages: [Damage<'_>; 4] = [
         ("a file cut short", &|p| {
             let bytes = p.read("out/checkpoint-8/optimizer.safetensors");
             p.write("out/checkpoint-8/optimizer.safetensors", &bytes[..bytes.len() - 1]);

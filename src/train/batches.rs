@@ -20,7 +20,7 @@ enum Source<'a> {
     /// All samples, and the order of an epoch.
     Whole { samples: &'a [Sample], epoch: Option<u64>, order: Vec<usize> },
     /// A stream, and how many samples were taken from it.
-    Stream { stream: SampleStream<'a>, taken: u64 },
+    Stream { stream: Box<SampleStream<'a>>, taken: u64 },
 }
 
 impl<'a> Batches<'a> {
@@ -29,7 +29,7 @@ impl<'a> Batches<'a> {
     pub fn new(config: &'a Config, inputs: &'a Inputs) -> Result<Self> {
         let source = match &inputs.train {
             TrainData::Whole(samples) => Source::Whole { samples, epoch: None, order: Vec::new() },
-            TrainData::Streamed => Source::Stream { stream: SampleStream::new(config, inputs)?, taken: 0 },
+            TrainData::Streamed => Source::Stream { stream: Box::new(SampleStream::new(config, inputs)?), taken: 0 },
         };
         Ok(Batches { config, padding: Padding::of(config), source })
     }

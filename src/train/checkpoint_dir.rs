@@ -4,6 +4,7 @@
 //! sums, then the folder renamed. A folder without a manifest that checks is never taken for a checkpoint.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -115,10 +116,8 @@ impl Staged {
     /// [`Error::File`]; an older checkpoint of the step then still stands, and what was written is removed.
     pub fn commit(mut self) -> Result<PathBuf> {
         for entry in entries(&self.temp)? {
-            let name = file_name(&entry);
-            if !self.files.contains_key(&name) {
-                let sum = sum_file(&entry, true).map_err(|e| Error::io(&entry, "cannot sync", &e))?;
-                self.files.insert(name, sum);
+            if let Entry::Vacant(unknown) = self.files.entry(file_name(&entry)) {
+                unknown.insert(sum_file(&entry, true).map_err(|e| Error::io(&entry, "cannot sync", &e))?);
             }
         }
         let manifest = Manifest { step: self.step, files: std::mem::take(&mut self.files) };
