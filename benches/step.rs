@@ -16,8 +16,8 @@ use qlora_engine::device::Device;
 use qlora_engine::format::{Dtype, TensorSpec, safetensors};
 use qlora_engine::model;
 use qlora_engine::ops::philox::{Stream, normal};
-use qlora_engine::train::plan::{self, Envelope};
 use qlora_engine::train::Engine;
+use qlora_engine::train::plan::{self, Envelope};
 use shapes::{LAYERS, TOKENS};
 
 const BLOCKS: usize = 8;

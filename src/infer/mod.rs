@@ -15,7 +15,8 @@ use crate::model::Model;
 /// [`Error::Shape`] if prompt and answer are longer than the model was loaded for, or an id lies beyond the vocabulary.
 pub fn greedy(model: &Model, prompt: &[u32], stops: &[u32], max_new_tokens: usize) -> Result<Vec<u32>> {
     if prompt.len().saturating_add(max_new_tokens) > model.max_positions() {
-        let why = format!("has {} tokens; with {max_new_tokens} more it passes {}", prompt.len(), model.max_positions());
+        let why =
+            format!("has {} tokens; with {max_new_tokens} more it passes {}", prompt.len(), model.max_positions());
         return Err(Error::shape("prompt", why));
     }
     let mut ids = prompt.to_vec();
