@@ -97,22 +97,17 @@ impl Inputs {
             }
             Ok(made)
         };
-        let (train, eval_records, report) = if config.data.streaming {
-            (None, source::stream_eval(config)?, Vec::new())
+        let (train, eval_records) = if config.data.streaming {
+            (None, source::stream_eval(config)?)
         } else {
             let splits = source::load(config, &|_, _| {})?;
-            (Some(splits.train), splits.eval, splits.report)
+            (Some(splits.train), splits.eval)
         };
         let train = train.map(|records| encode("train", records)).transpose()?;
         let mut eval = Vec::new();
         for (name, records) in eval_records {
             let made = encode(&name, records)?;
             eval.push((name, made));
-        }
-        for r in report {
-            for (why, n) in r.skipped {
-                notices.push(format!("data set {}: {n} of {} rows skipped: {why}", r.name, r.rows));
-            }
         }
         if let Some(path) = &config.data.tokenized_path {
             let named = |name: &str| if name.is_empty() { "validation".to_string() } else { name.to_string() };
