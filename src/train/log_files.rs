@@ -186,7 +186,11 @@ pub fn train_metrics(seconds: f64, start_step: u64, steps: &Steps, state: &Train
 /// # Errors
 /// [`Error::File`] if one cannot be written; the older one then still stands.
 pub fn write_results(output_dir: &Path, split: &str, metrics: &[(String, f64)]) -> Result<()> {
-    let metrics: Map<_, _> = metrics.iter().map(|(name, x)| (name.clone(), json::number(*x))).collect();
+    let value = |name: &str, x: f64| match name {
+        "num_input_tokens_seen" => Value::from(x as u64), // a count, exact in an f64 up to 2^53
+        _ => json::number(x),
+    };
+    let metrics: Map<_, _> = metrics.iter().map(|(name, x)| (name.clone(), value(name, *x))).collect();
     let all_path = output_dir.join("all_results.json");
     let mut all = match fs::read(&all_path) {
         Ok(bytes) => serde_json::from_slice::<Map<String, Value>>(&bytes).unwrap_or_else(|e| {

@@ -340,6 +340,9 @@ impl<'a> Run<'a> {
         }
         files::write(&t.output_dir, config, self.inputs, &self.engine.model)?;
         metrics.insert(0, ("epoch".into(), self.state.epoch));
+        if t.include_num_input_tokens_seen {
+            metrics.push(("num_input_tokens_seen".into(), self.state.num_input_tokens_seen as f64));
+        }
         write_results(&t.output_dir, "train", &metrics)?;
         self.state.write(&t.output_dir)?;
         if t.do_eval && !self.inputs.eval.is_empty() {

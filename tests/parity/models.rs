@@ -17,8 +17,8 @@ use super::common::{Failures, distance, golden, json, relative, rewritten, value
 pub const FAMILIES: [&str; 5] = ["llama2", "llama3", "mistral", "qwen2", "qwen3"];
 
 /// How far an f64 pass may be from the golden one. That was rounded to f32 once, by 2^-24; and its tables of sines and
-/// cosines are those of f32 angles: below 8 radians they are off by up to 2^-22, which turns q and k by as much, and a score by
-/// twice that.
+/// cosines are those of f32 angles: below 8 radians they are off by up to 2^-22, which turns q and k by as much, and a
+/// score by twice that.
 const ORACLE: f64 = 5.4e-7;
 
 /// How far an f32 pass may be. Each of some 30 steps on the way from the embedding to a gradient rounds by at most
