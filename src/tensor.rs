@@ -63,7 +63,9 @@ pub trait Float: Pod {
 }
 
 /// The two types that sums are kept in.
-pub trait Real: Float<Acc = Self> + num_traits::Float + std::ops::AddAssign + std::ops::MulAssign + std::iter::Sum + std::fmt::Debug {
+pub trait Real:
+    Float<Acc = Self> + num_traits::Float + std::ops::AddAssign + std::ops::MulAssign + std::iter::Sum + std::fmt::Debug
+{
     /// From a constant or a hyperparameter.
     fn of(x: f64) -> Self;
     /// To report.

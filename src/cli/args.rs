@@ -62,9 +62,19 @@ pub(super) enum Subcommand {
     Eval(Raw),
     /// Not yet: answers for a data set, with scores
     Predict(Raw),
-    /// Not yet: complete a prompt
-    #[command(hide = true)]
-    Generate(Raw),
+    /// Answer one question, to see what a model has learned
+    ///
+    /// The config names the base model, template and adapters; the answer is the most likely one, of 128 tokens at most.
+    ///
+    /// Example: qlora-engine generate --prompt "What is anemia?" configs/medical_qlora.yaml
+    /// adapter_name_or_path=saves/tiny/qlora/medical
+    Generate {
+        /// The question.
+        #[arg(long)]
+        prompt: String,
+        #[command(flatten)]
+        raw: Raw,
+    },
 }
 
 /// Everything after the command, untouched: it is for `config::load`.

@@ -2,6 +2,7 @@
 
 mod args;
 mod env;
+mod generate;
 pub mod inspect;
 pub mod plan;
 pub mod train;
@@ -59,7 +60,13 @@ fn run(args: Args) -> Result<()> {
         Subcommand::Webchat(_) => Err(Error::NotYet("`webchat` is not built yet".to_string())),
         Subcommand::Eval(_) => Err(Error::NotYet("`eval` is not built yet".to_string())),
         Subcommand::Predict(_) => Err(Error::NotYet("`predict` is not built yet".to_string())),
-        Subcommand::Generate(_) => Err(Error::NotYet("`generate` is not built yet".to_string())),
+        Subcommand::Generate { prompt, raw } => {
+            if raw.asks_for_help() {
+                say(&help_of("generate"));
+                return Ok(());
+            }
+            generate::run(&config::load(&raw.args)?, &prompt)
+        }
     }
 }
 

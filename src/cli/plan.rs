@@ -49,7 +49,7 @@ fn table(config: &Config, inputs: &Inputs, plan: &Plan, steps: &Steps) -> String
     if t.save_strategy == Strategy::Steps {
         row("a checkpoint every", format!("{} steps", train::schedule::resolve_interval(t.save_steps, steps.total)));
     }
-    row("largest micro-batch", format!("{:.2} TFLOP", plan.flops / 1e12));
+    row("largest micro-batch", format!("{:.1} GFLOP", plan.flops / 1e9));
     let b = plan.bytes;
     let bytes = [
         ("frozen weights, 16/32 bit", b.dense),

@@ -95,7 +95,10 @@ impl Buffer {
     }
 
     fn assert_real(&self) {
-        assert!(!matches!(self.place, Place::Planned { .. }), "a planned buffer has no bytes: an op computed in a plan");
+        assert!(
+            !matches!(self.place, Place::Planned { .. }),
+            "a planned buffer has no bytes: an op computed in a plan"
+        );
     }
 }
 

@@ -142,7 +142,14 @@ impl Block {
 
     /// The gradient of `x` from that of `y`, where something `below` needs it; gradients of what is trained here are
     /// added to `grads`.
-    pub(super) fn bwd(&self, s: Saved, dy: Tensor, c: Context, below: bool, grads: &mut Tensor) -> Result<Option<Tensor>> {
+    pub(super) fn bwd(
+        &self,
+        s: Saved,
+        dy: Tensor,
+        c: Context,
+        below: bool,
+        grads: &mut Tensor,
+    ) -> Result<Option<Tensor>> {
         let Saved { x, mut qkv, mut attended, mid, gate_up, down } = s;
         // Rebuild, in the order of the forward pass, what the MLP's backward pass needs.
         let mid = match mid {

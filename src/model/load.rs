@@ -75,7 +75,10 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
     // All but the last adapter are merged; the last is trained on, unless a new one is asked for.
     let merged = if o.method.create_new_adapter { adapters.len() } else { adapters.len().saturating_sub(1) };
     if merged > 0 && o.nf4.is_some() {
-        let why = format!("holds {} adapters, of which {merged} would be merged; a quantised base takes only one", adapters.len());
+        let why = format!(
+            "holds {} adapters, of which {merged} would be merged; a quantised base takes only one",
+            adapters.len()
+        );
         return Err(Error::config("adapter_name_or_path", why));
     }
     let mut b = Builder {
@@ -151,7 +154,9 @@ impl Builder<'_> {
         }
         for name in &m.additional_target {
             if !["embed_tokens", "lm_head", "norm"].contains(&name.as_str()) {
-                let why = format!("names `{name}`; what can be trained whole beside an adapter is embed_tokens, lm_head, norm");
+                let why = format!(
+                    "names `{name}`; what can be trained whole beside an adapter is embed_tokens, lm_head, norm"
+                );
                 return Err(Error::config("additional_target", why));
             }
         }
@@ -259,7 +264,8 @@ impl Builder<'_> {
     /// `module.kind`, read from the checkpoint's tensor `source`.
     fn parameter(&mut self, module: &str, kind: &str, source: &str, shape: &[usize], linear: bool) -> Result<Weight> {
         self.done += 1;
-        let total = 4 + self.spec.layers * (9 + if self.spec.qk_norm { 2 } else { 0 } + if self.spec.qkv_bias { 3 } else { 0 });
+        let total =
+            4 + self.spec.layers * (9 + if self.spec.qk_norm { 2 } else { 0 } + if self.spec.qkv_bias { 3 } else { 0 });
         (self.progress)(self.done.min(total), total);
         let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
         if self.is_trained(module) {
@@ -315,7 +321,9 @@ impl Builder<'_> {
     /// W += scale B A for every adapter that is merged.
     fn merge(&self, module: &str, kind: &str, w: &mut Tensor) -> Result<()> {
         for a in self.merged.iter().filter(|_| kind == "weight") {
-            let Some((name_a, name_b)) = a.tensor_of(module, Part::A).zip(a.tensor_of(module, Part::B)) else { continue };
+            let Some((name_a, name_b)) = a.tensor_of(module, Part::A).zip(a.tensor_of(module, Part::B)) else {
+                continue;
+            };
             let (out, inn, r) = (w.rows(), w.cols(), a.config.rank_of(module));
             let (mut va, mut vb) = (vec![0.0f32; r * inn], vec![0.0f32; out * r]);
             a.tensors.expect(name_a, &[r, inn])?.read_f32(&mut va)?;

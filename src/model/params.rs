@@ -1,10 +1,10 @@
 //! Trained parameters: one flat buffer of values, so that gradient, clipping and optimizer are one pass each.
 
-use crate::device::{Device, Exec};
+use crate::by_dtype;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::simd::wide;
+use crate::device::{Device, Exec};
 use crate::error::Result;
-use crate::by_dtype;
 use crate::ops::Slot;
 use crate::tensor::{DType, Float, Real, Tensor};
 
@@ -106,7 +106,10 @@ impl Params {
     pub fn set(&mut self, i: usize, values: &[f32]) -> Result<()> {
         let range = self.entries[i].range();
         if range.len() != values.len() {
-            return Err(crate::Error::shape("parameter", format!("{} values for {}", values.len(), self.entries[i].name)));
+            return Err(crate::Error::shape(
+                "parameter",
+                format!("{} values for {}", values.len(), self.entries[i].name),
+            ));
         }
         if self.master.device().is_plan() {
             return Ok(());

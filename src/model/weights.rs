@@ -14,7 +14,11 @@ pub(super) enum Weight {
     /// Index of its entry in [`Params`].
     Trained(usize),
     /// An NF4 matrix (out, in) of a planned model.
-    Planned { out: usize, inn: usize, double: bool },
+    Planned {
+        out: usize,
+        inn: usize,
+        double: bool,
+    },
 }
 
 impl Weight {

@@ -23,7 +23,7 @@ pub(super) fn sum<A: Real>(n: usize, f: impl Fn(usize) -> A) -> A {
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {
-            lanes[l] = lanes[l] + lanes[l + width];
+            lanes[l] += lanes[l + width];
         }
         width /= 2;
     }

@@ -20,7 +20,7 @@ enum Source<'a> {
     /// All samples, and the order of an epoch.
     Whole { samples: &'a [Sample], epoch: Option<u64>, order: Vec<usize> },
     /// A stream, and how many samples were taken from it.
-    Stream { stream: SampleStream<'a>, taken: u64 },
+    Stream { stream: Box<SampleStream<'a>>, taken: u64 },
 }
 
 impl<'a> Batches<'a> {
@@ -29,7 +29,7 @@ impl<'a> Batches<'a> {
     pub fn new(config: &'a Config, inputs: &'a Inputs) -> Result<Self> {
         let source = match &inputs.train {
             TrainData::Whole(samples) => Source::Whole { samples, epoch: None, order: Vec::new() },
-            TrainData::Streamed => Source::Stream { stream: SampleStream::new(config, inputs)?, taken: 0 },
+            TrainData::Streamed => Source::Stream { stream: Box::new(SampleStream::new(config, inputs)?), taken: 0 },
         };
         Ok(Batches { config, padding: Padding::of(config), source })
     }
@@ -85,9 +85,10 @@ pub fn steps(config: &Config, inputs: &Inputs) -> Result<Steps> {
     let t = &config.train;
     match (&inputs.train, t.max_steps) {
         // A stream has no known length: the run is one long epoch, as transformers counts it.
-        (TrainData::Streamed, Some(max)) => {
-            Steps::of(t, max.saturating_mul(t.per_device_train_batch_size).saturating_mul(t.gradient_accumulation_steps))
-        }
+        (TrainData::Streamed, Some(max)) => Steps::of(
+            t,
+            max.saturating_mul(t.per_device_train_batch_size).saturating_mul(t.gradient_accumulation_steps),
+        ),
         (data, _) => Steps::of(t, data.samples().len()),
     }
 }

@@ -4,6 +4,7 @@
 //! sums, then the folder renamed. A folder without a manifest that checks is never taken for a checkpoint.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
@@ -115,10 +116,8 @@ impl Staged {
     /// [`Error::File`]; an older checkpoint of the step then still stands, and what was written is removed.
     pub fn commit(mut self) -> Result<PathBuf> {
         for entry in entries(&self.temp)? {
-            let name = file_name(&entry);
-            if !self.files.contains_key(&name) {
-                let sum = sum_file(&entry, true).map_err(|e| Error::io(&entry, "cannot sync", &e))?;
-                self.files.insert(name, sum);
+            if let Entry::Vacant(unknown) = self.files.entry(file_name(&entry)) {
+                unknown.insert(sum_file(&entry, true).map_err(|e| Error::io(&entry, "cannot sync", &e))?);
             }
         }
         let manifest = Manifest { step: self.step, files: std::mem::take(&mut self.files) };
@@ -302,6 +301,7 @@ pub fn prepare(output_dir: &Path, overwrite: bool, resume: &Resume) -> Result<St
         Resume::No if overwrite => {
             refuse_foreign(output_dir)?;
             remove_ours(output_dir)?;
+            set_aside(output_dir, 0)?;
             return Ok(Start::Fresh);
         }
         Resume::No => {
@@ -318,16 +318,22 @@ pub fn prepare(output_dir: &Path, overwrite: bool, resume: &Resume) -> Result<St
             return Ok(Start::Fresh);
         }
     };
-    let step = verify(&from)?;
-    for (newer, path) in list(output_dir)?.into_iter().filter(|(n, path)| *n > step && is_ours(path)) {
-        let aside = output_dir.join(format!("replaced-checkpoint-{newer}"));
+    set_aside(output_dir, verify(&from)? + 1)?;
+    Ok(Start::Resume(from))
+}
+
+/// Renames every folder `checkpoint-N` with N >= `from` to `replaced-checkpoint-N`: the run is going to write its own,
+/// and must not find out at step N that the name is taken.
+fn set_aside(dir: &Path, from: u64) -> Result<()> {
+    for (step, path) in list(dir)?.into_iter().filter(|(step, _)| *step >= from) {
+        let aside = dir.join(format!("replaced-checkpoint-{step}"));
         if is_ours(&aside) {
             remove(&aside)?;
         }
         fs::rename(&path, &aside).map_err(|e| Error::io(&path, "cannot set aside", &e))?;
-        log::warn!("{}: newer than the one resumed from, now {}", path.display(), aside.display());
+        log::warn!("{}: stands in the way of this run's own, now {}", path.display(), aside.display());
     }
-    Ok(Start::Resume(from))
+    Ok(())
 }
 
 /// Removes what an earlier run of this program left in `dir`: its checkpoints, logs, results and event files.

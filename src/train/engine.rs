@@ -116,7 +116,8 @@ impl Engine {
         let loss = sum * scale;
         let norm = grad_norm::run(&self.grads);
         if !loss.is_finite() || !norm.is_finite() {
-            let what = if loss.is_finite() { format!("the gradient's norm is {norm}") } else { format!("the loss is {loss}") };
+            let what =
+                if loss.is_finite() { format!("the gradient's norm is {norm}") } else { format!("the loss is {loss}") };
             let why = format!("{what}; a lower learning_rate, a warmup or max_grad_norm may help");
             return Err(Error::Diverged { step: step as usize, why });
         }

@@ -43,16 +43,26 @@ impl TrainData {
 }
 
 impl Inputs {
+    /// The base model's folder (downloaded if it is a hub name), tokenizer and template.
+    ///
+    /// # Errors
+    /// Whatever is wrong with them, or if they do not belong together.
+    pub fn model(config: &Config, observer: &mut dyn Observer) -> Result<(PathBuf, Tokenizer, Template)> {
+        let folder = model_folder(config, observer)?;
+        // First: a folder without config.json is no model at all, whatever else it lacks.
+        let vocab = HfConfig::open(&folder)?.vocab_size;
+        let mut tokenizer = Tokenizer::load(&folder, config.model.split_special_tokens)?;
+        let template = Template::load(&config.data, &mut tokenizer)?;
+        tokenizer.check_vocab(vocab)?;
+        Ok((folder, tokenizer, template))
+    }
+
     /// Reads and tokenises. With `tokenized_path` the tokenised data are read from there, or written there.
     ///
     /// # Errors
     /// Whatever is wrong with model, tokenizer, template or data.
     pub fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<Self> {
-        let folder = model_folder(config, observer)?;
-        let mut tokenizer = Tokenizer::load(&folder, config.model.split_special_tokens)?;
-        let template = Template::load(&config.data, &mut tokenizer)?;
-        tokenizer.check_vocab(HfConfig::open(&folder)?.vocab_size)?;
-
+        let (folder, tokenizer, template) = Inputs::model(config, observer)?;
         if let Some(path) = &config.data.tokenized_path
             && let Some(splits) = cache::read_tokenized(path, &tokenizer)?
         {
@@ -87,22 +97,17 @@ impl Inputs {
             }
             Ok(made)
         };
-        let (train, eval_records, report) = if config.data.streaming {
-            (None, source::stream_eval(config)?, Vec::new())
+        let (train, eval_records) = if config.data.streaming {
+            (None, source::stream_eval(config)?)
         } else {
             let splits = source::load(config, &|_, _| {})?;
-            (Some(splits.train), splits.eval, splits.report)
+            (Some(splits.train), splits.eval)
         };
         let train = train.map(|records| encode("train", records)).transpose()?;
         let mut eval = Vec::new();
         for (name, records) in eval_records {
             let made = encode(&name, records)?;
             eval.push((name, made));
-        }
-        for r in report {
-            for (why, n) in r.skipped {
-                notices.push(format!("data set {}: {n} of {} rows skipped: {why}", r.name, r.rows));
-            }
         }
         if let Some(path) = &config.data.tokenized_path {
             let named = |name: &str| if name.is_empty() { "validation".to_string() } else { name.to_string() };
@@ -179,7 +184,8 @@ impl<'a> SampleStream<'a> {
                 self.records = source::stream(self.config, self.epoch, 0)?;
                 continue;
             }
-            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {}) {
+            match encode::tokenise(&records, self.config, &self.inputs.tokenizer, &self.inputs.template, 1, &|_, _| {})
+            {
                 Ok(made) => self.ready.extend(made.samples),
                 // A group of which nothing is left is no error while others follow.
                 Err(Error::Dataset { why, .. }) => log::warn!("a group of {} rows was left out: {why}", records.len()),
@@ -188,4 +194,3 @@ impl<'a> SampleStream<'a> {
         }
     }
 }
-

@@ -187,7 +187,8 @@ pub fn train_metrics(seconds: f64, start_step: u64, steps: &Steps, state: &Train
 /// [`Error::File`] if one cannot be written; the older one then still stands.
 pub fn write_results(output_dir: &Path, split: &str, metrics: &[(String, f64)]) -> Result<()> {
     let value = |name: &str, x: f64| match name {
-        "num_input_tokens_seen" => Value::from(x as u64), // a count, exact in an f64 up to 2^53
+        // A count, and the only whole number among them.
+        "num_input_tokens_seen" => Value::from(x as u64),
         _ => json::number(x),
     };
     let metrics: Map<_, _> = metrics.iter().map(|(name, x)| (name.clone(), value(name, *x))).collect();

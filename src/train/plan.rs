@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::engine::policy;
-use crate::config::{Config, Precision};
+use crate::config::{Config, FinetuningType, Precision};
 use crate::data::Batch;
 use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
@@ -36,6 +36,13 @@ impl Envelope {
     /// `batch` rows of `len` tokens, all of which may reach the head: where the data are not known beforehand.
     pub fn uniform(len: usize, batch: usize) -> Self {
         Envelope { lengths: vec![len; batch], loss_rows: len * batch }
+    }
+
+    /// What is left of it with at most `rows` rows of at most `len` tokens.
+    fn first(&self, rows: usize, len: usize) -> Self {
+        let lengths: Vec<usize> = self.lengths.iter().take(rows).map(|&n| n.min(len)).collect();
+        let tokens = lengths.iter().sum();
+        Envelope { loss_rows: self.loss_rows.min(tokens), lengths }
     }
 
     /// Tokens of the largest batch.
@@ -218,50 +225,10 @@ pub fn check(
     let fits = |c: &Config, t: &Envelope, e: &Envelope| {
         plan_with(folder, c, t, e, policy(c), threads).is_ok_and(|p| p.bytes.total() <= limit)
     };
-    let mut advice = Vec::new();
-    let mut c = config.clone();
-    if c.model.disable_gradient_checkpointing {
-        c.model.disable_gradient_checkpointing = false;
-        if fits(&c, train, eval) {
-            advice.push("disable_gradient_checkpointing: false".to_string());
-        }
-    }
-    if advice.is_empty() {
-        let mut batch = train.lengths.len();
-        while batch > 1 && advice.is_empty() {
-            batch /= 2;
-            let shrink = |e: &Envelope| Envelope {
-                lengths: e.lengths.iter().copied().take(batch).collect(),
-                loss_rows: e.loss_rows.min(e.lengths.iter().take(batch).sum()),
-            };
-            if fits(&c, &shrink(train), &shrink(eval)) {
-                let steps = config.train.gradient_accumulation_steps * train.lengths.len().div_ceil(batch);
-                let batches = format!("per_device_train_batch_size: {batch}, gradient_accumulation_steps: {steps}");
-                advice.push(format!("{batches} (the same step)"));
-            }
-        }
-    }
-    if advice.is_empty() && c.model.quantization_bit.is_none() && c.tune.finetuning_type == crate::config::FinetuningType::Lora {
-        let mut q = c.clone();
-        q.model.quantization_bit = Some(4);
-        if fits(&q, train, eval) {
-            advice.push("quantization_bit: 4".into());
-        }
-    }
-    let mut cutoff = config.data.cutoff_len;
-    while advice.is_empty() && cutoff > 64 {
-        cutoff /= 2;
-        let cut = |e: &Envelope| {
-            let lengths: Vec<usize> = e.lengths.iter().take(1).map(|&n| n.min(cutoff)).collect();
-            let tokens = lengths.iter().sum();
-            Envelope { loss_rows: e.loss_rows.min(tokens), lengths }
-        };
-        if fits(&c, &cut(train), &cut(eval)) {
-            advice.push(format!("cutoff_len: {cutoff} with per_device_train_batch_size: 1"));
-        }
-    }
+    let advice = nearest(config, train, eval, &fits);
     let b = plan.bytes;
-    let advice = if advice.is_empty() { "no setting makes it fit".into() } else { format!("this fits: {}", advice.join(" or ")) };
+    let advice =
+        advice.map_or("no setting makes it fit".into(), |settings| format!("this fits: {}", settings.join(", ")));
     Err(Error::Memory(format!(
         "the run needs {} (weights {}, trained {}, gradient and optimizer {}, a step {}), the limit is {}; {advice}",
         human(need),
@@ -271,6 +238,65 @@ pub fn check(
         human(b.step + b.scratch),
         human(limit)
     )))
+}
+
+/// The settings, as `key: value`, that make a run fit and change least of it; each is tried on top of those before. None
+/// if nothing helps.
+fn nearest(
+    config: &Config,
+    train: &Envelope,
+    eval: &Envelope,
+    fits: &dyn Fn(&Config, &Envelope, &Envelope) -> bool,
+) -> Option<Vec<String>> {
+    let mut c = config.clone();
+    let mut settings = Vec::new();
+    // The same result, a little slower.
+    if c.model.disable_gradient_checkpointing {
+        c.model.disable_gradient_checkpointing = false;
+        settings.push("disable_gradient_checkpointing: false".to_string());
+        if fits(&c, train, eval) {
+            return Some(settings);
+        }
+    }
+    // The same step, in more and smaller micro-batches.
+    let rows = config.train.per_device_train_batch_size;
+    let batches = |rows_now: usize| {
+        let steps = config.train.gradient_accumulation_steps * rows / rows_now;
+        let mut all = vec![format!("per_device_train_batch_size: {rows_now}")];
+        if steps != config.train.gradient_accumulation_steps {
+            all.push(format!("gradient_accumulation_steps: {steps}"));
+        }
+        if eval.lengths.len() > rows_now {
+            all.push(format!("per_device_eval_batch_size: {rows_now}"));
+        }
+        all
+    };
+    for rows_now in (1..rows.max(eval.lengths.len())).rev().filter(|n| rows.is_multiple_of(*n)) {
+        if fits(&c, &train.first(rows_now, usize::MAX), &eval.first(rows_now, usize::MAX)) {
+            settings.extend(batches(rows_now));
+            return Some(settings);
+        }
+    }
+    let one = |e: &Envelope| e.first(1, usize::MAX);
+    settings.extend(batches(1));
+    // Another model in memory, but the same data.
+    if c.model.quantization_bit.is_none() && c.tune.finetuning_type == FinetuningType::Lora {
+        c.model.quantization_bit = Some(4);
+        settings.push("quantization_bit: 4".to_string());
+        if fits(&c, &one(train), &one(eval)) {
+            return Some(settings);
+        }
+    }
+    // Less of the data.
+    let mut cutoff = config.data.cutoff_len;
+    while cutoff > 64 {
+        cutoff /= 2;
+        if fits(&c, &train.first(1, cutoff), &eval.first(1, cutoff)) {
+            settings.push(format!("cutoff_len: {cutoff}"));
+            return Some(settings);
+        }
+    }
+    None
 }
 
 /// Bytes for people.

@@ -172,24 +172,19 @@ impl Cadence {
         }
     }
 
-    /// What is due once `step` steps are finished. The last step is always evaluated and saved where the strategy
-    /// is `steps`.
-    pub fn at_step(&self, step: u64) -> Due {
-        let every = |strategy, n: u64| strategy == Strategy::Steps && n > 0 && step.is_multiple_of(n);
+    /// What is due after `step` steps; `ends_epoch` where an epoch ends (or the run, amid one). Both are one occasion: a
+    /// checkpoint saved there knows what was logged and evaluated there, and a resumed run need not do it again.
+    pub fn at(&self, step: u64, ends_epoch: bool) -> Due {
         let last = step >= self.total;
+        let due = |strategy, every: u64, at_end: bool| match strategy {
+            Strategy::Steps => (every > 0 && step.is_multiple_of(every)) || (last && at_end),
+            Strategy::Epoch => ends_epoch,
+            Strategy::No | Strategy::Best => false,
+        };
         Due {
-            log: (step == 1 && self.logging_first_step) || every(self.logging, self.logging_steps),
-            evaluate: every(self.eval, self.eval_steps) || (last && self.eval == Strategy::Steps),
-            save: every(self.save, self.save_steps) || (last && self.save == Strategy::Steps),
-        }
-    }
-
-    /// What is due, after [`Cadence::at_step`], when an epoch ends (or the run, amid one).
-    pub fn at_epoch_end(&self) -> Due {
-        Due {
-            log: self.logging == Strategy::Epoch,
-            evaluate: self.eval == Strategy::Epoch,
-            save: self.save == Strategy::Epoch,
+            log: (step == 1 && self.logging_first_step) || due(self.logging, self.logging_steps, false),
+            evaluate: due(self.eval, self.eval_steps, true),
+            save: due(self.save, self.save_steps, true),
         }
     }
 }
@@ -445,15 +440,15 @@ mod tests {
             save_steps: 4,
             total: 10,
         };
-        let steps = |f: fn(Due) -> bool| (1..=10).filter(|&s| f(c.at_step(s))).collect::<Vec<_>>();
+        let steps = |f: fn(Due) -> bool| (1..=10).filter(|&s| f(c.at(s, false))).collect::<Vec<_>>();
         assert_eq!(steps(|d| d.log), [1, 3, 6, 9]);
         assert_eq!(steps(|d| d.evaluate), [4, 8, 10]);
         assert_eq!(steps(|d| d.save), [4, 8, 10]);
-        assert_eq!(c.at_epoch_end(), Due::default());
+        assert_eq!(c.at(5, true), Due::default());
         let by_epoch = Cadence { logging: Strategy::Epoch, eval: Strategy::Epoch, save: Strategy::No, ..c };
-        assert_eq!(by_epoch.at_step(10), Due::default());
-        assert_eq!(by_epoch.at_epoch_end(), Due { log: true, evaluate: true, save: false });
-        assert!(!Cadence { save_steps: 0, ..c }.at_step(4).save);
+        assert_eq!(by_epoch.at(9, false), Due::default());
+        assert_eq!(by_epoch.at(9, true), Due { log: true, evaluate: true, save: false });
+        assert!(!Cadence { save_steps: 0, ..c }.at(4, false).save);
     }
 
     #[test]

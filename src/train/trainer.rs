@@ -187,14 +187,14 @@ impl<'a> Run<'a> {
             self.evaluate(&mut told)?;
         }
         let mut batches = Batches::new(self.config, self.inputs)?;
-        let mut finished_early = false;
+        // A run that had stopped early, killed before it wrote its results, has only those left to do.
+        let patience = t.early_stopping_steps.map(|n| n as u64);
+        let mut finished_early = self.state.early_stopping.zip(patience).is_some_and(|(e, patience)| e.bad >= patience);
         while self.state.global_step < self.steps.total && control == Control::Continue && !finished_early {
             control = self.step(&mut batches, &mut told)?;
             let window = self.steps.window(self.state.global_step - 1);
-            finished_early = self.due(self.cadence.at_step(self.state.global_step), &mut told)?;
-            if (window.ends_epoch || self.state.global_step == self.steps.total) && !finished_early {
-                finished_early = self.due(self.cadence.at_epoch_end(), &mut told)?;
-            }
+            let ends_epoch = window.ends_epoch || self.state.global_step == self.steps.total;
+            finished_early = self.due(self.cadence.at(self.state.global_step, ends_epoch), &mut told)?;
         }
         if control == Control::Stop && self.state.global_step < self.steps.total && !finished_early {
             let saved = self.save(&mut told)?;
@@ -308,7 +308,9 @@ impl<'a> Run<'a> {
         self.state.write(&dir)?;
         let path = staged.commit()?;
         let steps: Vec<u64> = checkpoint_dir::list(&t.output_dir)?.into_iter().map(|(n, _)| n).collect();
-        for old in to_rotate(&steps, t.save_total_limit, self.state.best_global_step.filter(|_| t.load_best_model_at_end)) {
+        for old in
+            to_rotate(&steps, t.save_total_limit, self.state.best_global_step.filter(|_| t.load_best_model_at_end))
+        {
             checkpoint_dir::remove(&t.output_dir.join(format!("checkpoint-{old}")))?;
         }
         told.observe(&Event::Saved { step, path: &path })?;
@@ -339,21 +341,27 @@ impl<'a> Run<'a> {
             files::read(&best, config, &mut self.engine.model.params)?;
         }
         files::write(&t.output_dir, config, self.inputs, &self.engine.model)?;
-        metrics.insert(0, ("epoch".into(), self.state.epoch));
-        if t.include_num_input_tokens_seen {
-            metrics.push(("num_input_tokens_seen".into(), self.state.num_input_tokens_seen as f64));
-        }
+        metrics.extend(self.whereabouts());
         write_results(&t.output_dir, "train", &metrics)?;
         self.state.write(&t.output_dir)?;
         if t.do_eval && !self.inputs.eval.is_empty() {
             let mut metrics = self.evaluate(told)?;
-            metrics.insert(0, ("epoch".into(), self.state.epoch));
+            metrics.extend(self.whereabouts());
             write_results(&t.output_dir, "eval", &metrics)?;
         }
         if t.plot_loss {
             plot::plot_losses(&t.output_dir, &self.state, &self.plot_keys())?;
         }
         card::write_card(&t.output_dir, config, &self.state, Some(&self.inputs.template.name))
+    }
+
+    /// What every result file holds beside its metrics.
+    fn whereabouts(&self) -> Vec<(String, f64)> {
+        let mut all = vec![("epoch".to_string(), self.state.epoch)];
+        if self.config.train.include_num_input_tokens_seen {
+            all.push(("num_input_tokens_seen".to_string(), self.state.num_input_tokens_seen as f64));
+        }
+        all
     }
 
     fn plot_keys(&self) -> Vec<&str> {

@@ -8,7 +8,8 @@ fn equals_the_formula() {
     let n = 6;
     let a = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, clip: 0.5, step: 0 };
     let (mut p, mut m, mut v) = (random(1, n), vec![0.0; n], vec![0.0; n]);
-    let (mut pt, mut mt, mut vt) = (tensor(&p, 1, n, DType::F64), tensor(&m, 1, n, DType::F64), tensor(&v, 1, n, DType::F64));
+    let (mut pt, mut mt, mut vt) =
+        (tensor(&p, 1, n, DType::F64), tensor(&m, 1, n, DType::F64), tensor(&v, 1, n, DType::F64));
     for t in 1..=3u64 {
         let g = random(10 + t, n);
         let gt = tensor(&g, 1, n, DType::F64);

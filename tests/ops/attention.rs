@@ -12,7 +12,8 @@ fn naive(q: &[f64], k: &[f64], v: &[f64], a: Attention) -> Vec<f64> {
             for h in 0..a.heads {
                 let first = a.window.map_or(from, |w| from.max((i + 1).saturating_sub(w)));
                 let score = |j: usize| {
-                    (0..d).map(|c| q[i * qw + h * d + c] * k[j * kw + h / group * d + c]).sum::<f64>() / (d as f64).sqrt()
+                    (0..d).map(|c| q[i * qw + h * d + c] * k[j * kw + h / group * d + c]).sum::<f64>()
+                        / (d as f64).sqrt()
                 };
                 let scores: Vec<f64> = (first..=i).map(score).collect();
                 let total: f64 = scores.iter().map(|s| s.exp()).sum();
@@ -58,7 +59,13 @@ impl Case {
 /// One token; spans shorter and longer than a tile, an empty one among them; grouped heads; windows narrower and wider
 /// than a tile.
 fn cases() -> Vec<Case> {
-    let case = |spans: &[u32], heads, kv_heads, head_dim, window| Case { spans: spans.to_vec(), heads, kv_heads, head_dim, window };
+    let case = |spans: &[u32], heads, kv_heads, head_dim, window| Case {
+        spans: spans.to_vec(),
+        heads,
+        kv_heads,
+        head_dim,
+        window,
+    };
     vec![
         case(&[0, 1], 1, 1, 2, None),
         case(&[0, 3, 3, 10], 4, 2, 5, None),

@@ -13,11 +13,13 @@ fn rows_of_the_table_and_back() {
     let dx = random(2, 9);
     let mut grads = tensor(&[0.0; 12], 1, 12, DType::F64);
     embedding::bwd(slot, &ids, &tensor(&dx, 3, 3, DType::F64), &mut grads).unwrap();
-    let want: Vec<f64> = (0..12).map(|i| match i / 3 {
-        0 => dx[3 + i],
-        3 => dx[i - 9] + dx[i - 3],
-        _ => 0.0,
-    }).collect();
+    let want: Vec<f64> = (0..12)
+        .map(|i| match i / 3 {
+            0 => dx[3 + i],
+            3 => dx[i - 9] + dx[i - 3],
+            _ => 0.0,
+        })
+        .collect();
     assert_eq!(grads.to_f64(), want);
     assert!(embedding::fwd(slot, &[4], None).is_err(), "an id beyond the table");
 }

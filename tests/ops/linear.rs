@@ -65,7 +65,9 @@ fn gradients_with_and_without_dropout() {
         // Added to what is there, and skipped where nobody asks.
         let (_, saved) = linear::fwd(&xt, &l, None).unwrap();
         let base = random(9, ROWS * IN);
-        let sum = linear::bwd(saved, &xt, &l, &dy, Dx::AddTo(tensor(&base, ROWS, IN, DType::F64)), &mut grads).unwrap().unwrap();
+        let sum = linear::bwd(saved, &xt, &l, &dy, Dx::AddTo(tensor(&base, ROWS, IN, DType::F64)), &mut grads)
+            .unwrap()
+            .unwrap();
         let want: Vec<f64> = dx.iter().zip(&base).map(|(a, b)| a + b).collect();
         assert!(max_err(&sum.to_f64(), &want) <= 1e-13);
         let (_, saved) = linear::fwd(&xt, &l, None).unwrap();
@@ -78,7 +80,8 @@ fn dropout_zeroes_its_share_and_keeps_the_mean() {
     // With A = the identity, B = the identity and W = 0, y is drop(x) itself.
     let (n, rows, rate) = (8, 4000, 0.25);
     let eye: Vec<f64> = (0..n * n).map(|i| if i / n == i % n { 1.0 } else { 0.0 }).collect();
-    let (w, a, b) = (tensor(&vec![0.0; n * n], n, n, DType::F32), tensor(&eye, n, n, DType::F32), tensor(&eye, n, n, DType::F32));
+    let (w, a, b) =
+        (tensor(&vec![0.0; n * n], n, n, DType::F32), tensor(&eye, n, n, DType::F32), tensor(&eye, n, n, DType::F32));
     let stream = Stream { seed: 1, step: 0, module: 0 };
     let lora = Lora { a: Slot::whole(&a), b: Slot::whole(&b), scale: 1.0, dropout: Some((rate, stream)) };
     let l = Linear { w: Matrix::Dense(Slot::whole(&w)), bias: None, lora: Some(lora) };
@@ -107,4 +110,35 @@ fn refuses_shapes_that_do_not_fit() {
     let l = Linear { w: Matrix::Dense(Slot::whole(&w)), bias: None, lora: None };
     assert!(linear::fwd(&tensor(&[0.0; 5], 1, 5, DType::F32), &l, None).is_err());
     assert!(linear::fwd(&tensor(&[0.0; 4], 1, 4, DType::F64), &l, None).is_err(), "another dtype");
+}
+
+/// A quantised weight multiplies exactly as its dequantised values do: it is expanded inside the product.
+#[test]
+fn nf4_equals_its_dequantised_values() {
+    use qlora_engine::format::Dtype;
+    use qlora_engine::quant::nf4::{Nf4, Nf4Builder};
+    for (out, inn) in [(64, 32), (48, 80), (130, 70)] {
+        for double in [false, true] {
+            let values: Vec<f32> = random(1, out * inn).iter().map(|&x| x as f32).collect();
+            let mut builder = Nf4Builder::new(out, inn, Dtype::F32, double).unwrap();
+            builder.push(&values, 1).unwrap();
+            let q: Nf4 = builder.finish().unwrap();
+            let mut dense = vec![0.0f32; out * inn];
+            q.dequantise_f32(&mut dense).unwrap();
+            let dense: Vec<f64> = dense.iter().map(|&x| f64::from(x)).collect();
+            for dtype in [DType::F32, DType::Bf16] {
+                let w = tensor(&dense, out, inn, dtype);
+                let (x, c) = (tensor(&random(2, 9 * inn), 9, inn, dtype), tensor(&random(3, 9 * out), 9, out, dtype));
+                let mut none = tensor(&[], 1, 0, DType::F32);
+                let mut run = |w: Matrix| {
+                    let l = Linear { w, bias: None, lora: None };
+                    let (y, saved) = linear::fwd(&x, &l, None).unwrap();
+                    let dx = linear::bwd(saved, &x, &l, &c, Dx::New, &mut none).unwrap().unwrap();
+                    (y.to_f64(), dx.to_f64())
+                };
+                let (quantised, dense) = (run(Matrix::Nf4(&q)), run(Matrix::Dense(Slot::whole(&w))));
+                assert_eq!(quantised, dense, "({out}, {inn}) double {double} {dtype:?}");
+            }
+        }
+    }
 }

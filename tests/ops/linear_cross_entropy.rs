@@ -53,7 +53,14 @@ fn low_precision() {
         let run = |dtype: DType| {
             let wt = tensor(&w, vocab, hidden, dtype);
             let mut none = tensor(&[], 1, 0, if dtype == DType::F64 { DType::F64 } else { DType::F32 });
-            let (loss, dh) = linear_cross_entropy::fwd_bwd(tensor(&h, rows, hidden, dtype), Slot::whole(&wt), &targets, 1.0, &mut none).unwrap();
+            let (loss, dh) = linear_cross_entropy::fwd_bwd(
+                tensor(&h, rows, hidden, dtype),
+                Slot::whole(&wt),
+                &targets,
+                1.0,
+                &mut none,
+            )
+            .unwrap();
             (loss, dh.to_f64())
         };
         let ((loss, dh), (want_loss, want_dh)) = (run(dtype), run(DType::F64));

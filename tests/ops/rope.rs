@@ -14,9 +14,9 @@ fn formula_and_its_transpose() {
     let y = turn(&x, Turn::Forward);
     for (r, &p) in positions.iter().enumerate() {
         for head in 0..2 {
-            for i in 0..2 {
+            for (i, freq) in freq.iter().enumerate() {
                 let at = r * 8 + head * 4 + i;
-                let (s, co) = (f64::from(p as f32 * freq[i])).sin_cos();
+                let (s, co) = (f64::from(p as f32 * freq)).sin_cos();
                 assert!((y[at] - (x[at] * co - x[at + 2] * s)).abs() <= 1e-14);
                 assert!((y[at + 2] - (x[at + 2] * co + x[at] * s)).abs() <= 1e-14);
             }

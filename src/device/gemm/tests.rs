@@ -86,6 +86,7 @@ impl Nf4 {
 }
 
 /// Owner of an operand of any kind.
+#[allow(clippy::large_enum_variant, reason = "there are never more than a few")]
 enum Data {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),

@@ -26,7 +26,8 @@ fn frequencies(head_dim: usize, theta: f64, kind: &RopeKind, made_for: usize, lo
         // Below the length that the model was made for, dynamic scaling changes nothing.
         RopeKind::Dynamic { .. } if longest <= made_for => plain(base),
         RopeKind::Dynamic { .. } => {
-            let why = format!("dynamic changes with the length of each batch and is not built beyond {made_for} tokens");
+            let why =
+                format!("dynamic changes with the length of each batch and is not built beyond {made_for} tokens");
             Err(Error::config("rope_scaling", format!("{why}; use linear, yarn or llama3, or a cutoff_len up to that")))
         }
         RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
@@ -55,7 +56,8 @@ fn frequencies(head_dim: usize, theta: f64, kind: &RopeKind, made_for: usize, lo
             truncate,
         } => {
             let d = head_dim as f64;
-            let turns = |n: f64| d * (original_max_position_embeddings as f64 / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
+            let turns =
+                |n: f64| d * (original_max_position_embeddings as f64 / (n * 2.0 * PI)).ln() / (2.0 * theta.ln());
             let (low, high) = (turns(beta_fast), turns(beta_slow));
             let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
             let (low, high) = (low.max(0.0), high.min(d - 1.0));

@@ -6,8 +6,8 @@ use crate::device::gemm::{View, gemm};
 use crate::device::par::{Blocks, blocks_of, for_blocks};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
-use crate::ops::{mat, out};
 use crate::ops::sums::sum;
+use crate::ops::{mat, out};
 use crate::tensor::{Float, Real};
 use num_traits::Float as _;
 
@@ -68,7 +68,15 @@ fn spans(a: &Attention) -> Vec<Range<usize>> {
     a.cu_seqlens.windows(2).map(|w| w[0] as usize..w[1] as usize).collect()
 }
 
-pub(super) fn fwd<T: HasScratch>(pool: &Pool, o: &mut [T], lse: &mut [T::Acc], q: &[T], k: &[T], v: &[T], a: &Attention) {
+pub(super) fn fwd<T: HasScratch>(
+    pool: &Pool,
+    o: &mut [T],
+    lse: &mut [T::Acc],
+    q: &[T],
+    k: &[T],
+    v: &[T],
+    a: &Attention,
+) {
     let (d, group) = (a.head_dim, a.heads / a.kv_heads);
     let (q_width, kv_width) = (a.heads * d, a.kv_heads * d);
     // (start of the span, queries, keys), the latter two counted from it

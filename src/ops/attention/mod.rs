@@ -54,7 +54,15 @@ pub fn fwd(q: &Tensor, k: &Tensor, v: &Tensor, a: Attention) -> Result<(Tensor, 
 ///
 /// # Errors
 /// As [`fwd`].
-pub fn bwd(saved: Saved, q: &Tensor, k: &Tensor, v: &Tensor, o: &Tensor, d_o: &Tensor, a: Attention) -> Result<[Tensor; 3]> {
+pub fn bwd(
+    saved: Saved,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    o: &Tensor,
+    d_o: &Tensor,
+    a: Attention,
+) -> Result<[Tensor; 3]> {
     check(q, k, v, &a)?;
     o.expect("attention o", q.rows(), q.cols(), q.dtype())?;
     d_o.expect("attention do", q.rows(), q.cols(), q.dtype())?;

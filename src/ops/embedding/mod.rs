@@ -2,9 +2,9 @@
 //! arXiv:2310.05914: uniform in [-m, m], m = alpha / sqrt(L d)). Backward: dtable[ids[r]] += dx[r], in the order of r.
 
 use crate::by_dtype;
+use crate::device::Exec;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::simd::wide;
-use crate::device::Exec;
 use crate::error::{Error, Result};
 use crate::ops::Slot;
 use crate::ops::philox::{Stream, uniform};

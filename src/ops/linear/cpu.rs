@@ -3,8 +3,8 @@ use crate::device::gemm::{Src, View, gemm};
 use crate::device::par::{for_rows, rows_of};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
-use crate::ops::{mat, out};
 use crate::ops::philox::{Stream, uniform};
+use crate::ops::{mat, out};
 use crate::tensor::{Float, Real, Tensor};
 
 impl<'a> Matrix<'a> {
@@ -39,7 +39,10 @@ pub(super) fn fwd<T: Float>(
     if let Some(bias) = &l.bias {
         let bias = bias.slice::<T>();
         for_rows(pool, 16, rows_of(y, o), |_, y| {
-            wide(|| y.chunks_exact_mut(o).for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y = T::narrow(y.acc() + b.acc()))))
+            wide(|| {
+                y.chunks_exact_mut(o)
+                    .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y = T::narrow(y.acc() + b.acc())))
+            })
         });
     }
     if let (Some(lora), Some(p)) = (&l.lora, p) {

@@ -4,9 +4,9 @@ use crate::device::gemm::gemm;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
-use crate::ops::{mat, out};
 use crate::ops::Slot;
 use crate::ops::sums::sum;
+use crate::ops::{mat, out};
 use crate::tensor::{Float, Real, Tensor};
 
 /// log sum exp of a row.
@@ -27,7 +27,14 @@ pub(super) fn fwd<T: Float>(pool: &Pool, h: &[T], w: Slot, targets: &[u32], logi
     let mut losses = vec![0.0; targets.len()];
     for r in chunks(targets.len(), logits.len(), vocab) {
         let logits = &mut logits[..r.len() * vocab];
-        gemm(Some(pool), 1.0, mat(&h[r.start * hidden..r.end * hidden], r.len(), hidden), mat(w.slice::<T>(), vocab, hidden).t(), 0.0, out(logits, vocab));
+        gemm(
+            Some(pool),
+            1.0,
+            mat(&h[r.start * hidden..r.end * hidden], r.len(), hidden),
+            mat(w.slice::<T>(), vocab, hidden).t(),
+            0.0,
+            out(logits, vocab),
+        );
         let (logits, targets) = (&*logits, &targets[r.clone()]);
         for_rows(pool, 1, rows_of(&mut losses[r], 1), |rows, losses| {
             for (i, loss) in rows.zip(losses) {
@@ -71,7 +78,14 @@ pub(super) fn fwd_bwd<T: Float>(
             }
         });
         if w.grad {
-            gemm(Some(pool), 1.0, mat(dlogits, m, vocab).t(), mat(h, m, hidden), 1.0, out(w.grad_of::<T::Acc>(grads), hidden));
+            gemm(
+                Some(pool),
+                1.0,
+                mat(dlogits, m, vocab).t(),
+                mat(h, m, hidden),
+                1.0,
+                out(w.grad_of::<T::Acc>(grads), hidden),
+            );
         }
         gemm(Some(pool), 1.0, mat(dlogits, m, vocab), mat(w.slice::<T>(), vocab, hidden), 0.0, out(h, hidden));
     }

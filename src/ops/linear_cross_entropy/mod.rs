@@ -27,7 +27,9 @@ pub fn fwd(h: &Tensor, w: Slot, targets: &[u32]) -> Result<f64> {
     check(h, w, targets)?;
     let mut logits = chunk(h, w, by_dtype!(h.dtype(), T => <<T as Float>::Acc as Float>::DTYPE))?;
     match h.device().exec() {
-        Exec::Cpu(pool) => Ok(by_dtype!(h.dtype(), T => cpu::fwd::<T>(pool, h.slice(), w, targets, logits.slice_mut()))),
+        Exec::Cpu(pool) => {
+            Ok(by_dtype!(h.dtype(), T => cpu::fwd::<T>(pool, h.slice(), w, targets, logits.slice_mut())))
+        }
         Exec::Plan(p) => {
             p.flops(2.0 * h.len() as f64 * w.rows as f64);
             Ok(0.0)

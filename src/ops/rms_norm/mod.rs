@@ -6,9 +6,9 @@
 
 mod cpu;
 
+use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
-use crate::by_dtype;
 use crate::ops::Slot;
 use crate::tensor::Tensor;
 
@@ -31,7 +31,14 @@ pub fn fwd(x: &Tensor, w: Slot, eps: f64) -> Result<Tensor> {
 ///
 /// # Errors
 /// As [`fwd`].
-pub fn bwd(x: &Tensor, w: Slot, eps: f64, dy: &Tensor, add: Option<Tensor>, grads: Option<&mut Tensor>) -> Result<Tensor> {
+pub fn bwd(
+    x: &Tensor,
+    w: Slot,
+    eps: f64,
+    dy: &Tensor,
+    add: Option<Tensor>,
+    grads: Option<&mut Tensor>,
+) -> Result<Tensor> {
     check(x, w)?;
     dy.expect("rms_norm dy", x.rows(), x.cols(), x.dtype())?;
     let (mut dx, accumulate) = match add {

@@ -31,7 +31,9 @@ pub fn bwd(mut gate: Tensor, mut up: Tensor, dh: &Tensor) -> Result<(Tensor, Ten
     up.expect("swiglu up", gate.rows(), gate.cols(), gate.dtype())?;
     dh.expect("swiglu dh", gate.rows(), gate.cols(), gate.dtype())?;
     match dh.device().exec() {
-        Exec::Cpu(pool) => by_dtype!(dh.dtype(), T => cpu::bwd::<T>(pool, gate.slice_mut(), up.slice_mut(), dh.slice())),
+        Exec::Cpu(pool) => {
+            by_dtype!(dh.dtype(), T => cpu::bwd::<T>(pool, gate.slice_mut(), up.slice_mut(), dh.slice()))
+        }
         Exec::Plan(p) => p.flops(10.0 * dh.len() as f64),
     }
     Ok((gate, up))

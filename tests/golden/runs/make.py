@@ -32,10 +32,16 @@ from llamafactory.train.tuner import run_exp
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+import plain_nf4  # noqa: E402
+
 torch.set_num_threads(1)
 sys.path.insert(0, str(HERE.parent))
-import whole_absmax  # noqa: E402, F401
+
+
+# bitsandbytes' CPU kernel dequantises rows whose width is no multiple of 64 wrongly, as most are here.
+plain_nf4.install()
 
 # On CPUs with AVX512-BF16 an evaluation repacks the 4-bit weights for bf16 inference, with absmax in bf16, and leaves
 # them so for the training that follows, which then has no gradient. Every machine takes the plain path here.
