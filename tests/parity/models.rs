@@ -16,8 +16,10 @@ use super::common::{Failures, distance, golden, json, relative, rewritten, value
 
 pub const FAMILIES: [&str; 5] = ["llama2", "llama3", "mistral", "qwen2", "qwen3"];
 
-/// How far an f64 pass may be from an f64 pass: the golden values were rounded to f32 once, 2^-24 = 6e-8 each.
-const ROUNDED_ONCE: f64 = 6e-8;
+/// How far an f64 pass may be from the golden one. That was rounded to f32 once, by 2^-24; and its tables of sines and
+/// cosines are those of f32 angles: below 8 radians they are off by up to 2^-22, which turns q and k by as much, and a
+/// score by twice that.
+const ORACLE: f64 = 5.4e-7;
 
 /// How far an f32 pass may be. Each of some 30 steps on the way from the embedding to a gradient rounds by at most
 /// 2^-24 a value, sums of 32 to 64 products among them; independent roundings add as the root of their number:
@@ -136,7 +138,7 @@ fn dense() {
             }
         }
         for (case, prefix, config) in cases {
-            for (dtype, limit) in [(DType::F64, ROUNDED_ONCE), (DType::F32, F32)] {
+            for (dtype, limit) in [(DType::F64, ORACLE), (DType::F32, F32)] {
                 let model = load(&base, &config, dtype, None);
                 compare(&mut f, family, case, prefix, &pass(&model, Policy::KEEP), limit);
             }
@@ -184,7 +186,7 @@ fn nf4() {
             let offset = |linear: &str| Some(values(&file, &format!("{linear}.offset"))[0]);
             dequantised(&base, &to, Dtype::F32, double, &offset);
             let oracle = load(&to, &config, DType::F64, None);
-            compare(&mut f, family, case, PEFT, &pass(&oracle, Policy::KEEP), ROUNDED_ONCE);
+            compare(&mut f, family, case, PEFT, &pass(&oracle, Policy::KEEP), ORACLE);
             // Our own offset differs from theirs in its last bit at most, which is within F32.
             let model = load(&base, &config, DType::F32, Some(double));
             compare(&mut f, family, case, PEFT, &pass(&model, Policy::KEEP), F32);
@@ -234,7 +236,9 @@ fn every_policy_gives_the_same_bits() {
     for family in FAMILIES {
         let base = folder(family);
         let config = lora(&base, &base.join("adapter"));
-        for (dtype, nf4) in [(DType::F32, None), (DType::F32, Some(true)), (DType::Bf16, None), (DType::Bf16, Some(true))] {
+        for (dtype, nf4) in
+            [(DType::F32, None), (DType::F32, Some(true)), (DType::Bf16, None), (DType::Bf16, Some(true))]
+        {
             let model = load(&base, &config, dtype, nf4);
             let bits = |policy: Policy| {
                 let p = pass(&model, policy);

@@ -2,8 +2,8 @@
 
 use half::bf16;
 use qlora_engine::format::{Checkpoint, Dtype, TensorView};
-use qlora_engine::quant::nf4::{Absmax, CODE, Nf4, double_quantise};
 use qlora_engine::quant::dynamic8;
+use qlora_engine::quant::nf4::{Absmax, CODE, Nf4, double_quantise};
 
 use super::common::{Failures, golden, values};
 
