@@ -405,17 +405,20 @@ fn evaluate(
         let split = if name.is_empty() { "eval".to_string() } else { format!("eval_{name}") };
         let began = Instant::now();
         let total = samples.len().div_ceil(size);
-        let (mut means, mut sum, mut tokens) = (0.0, 0.0, 0usize);
+        let (mut means, mut counted, mut sum, mut tokens) = (0.0, 0usize, 0.0, 0usize);
         for (i, rows) in samples.chunks(size).enumerate() {
             let batch = Batch::collate(&rows.iter().collect::<Vec<&Sample>>(), padding);
-            let loss = engine.evaluate(&batch)?;
-            // Labels that are predicted, unlike in training: the mean is the model's own.
-            means += loss / batch.targets.len() as f64;
-            sum += loss;
-            tokens += batch.targets.len();
+            // Labels that are predicted, unlike in training: the mean is the model's own. A batch without one has none.
+            if !batch.targets.is_empty() {
+                let loss = engine.evaluate(&batch)?;
+                means += loss / batch.targets.len() as f64;
+                counted += 1;
+                sum += loss;
+                tokens += batch.targets.len();
+            }
             observer.observe(&Event::Evaluating { done: i as u64 + 1, total: total as u64 })?;
         }
-        let (loss, token_loss) = (means / total as f64, sum / tokens as f64);
+        let (loss, token_loss) = (means / counted as f64, sum / tokens as f64);
         if !loss.is_finite() {
             let why = format!("the evaluation loss of {split} is {loss}");
             return Err(Error::Diverged { step: step as usize, why });
