@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 config=configs/medical_qlora.yaml
 adapter=saves/tiny/qlora/medical
 engine=target/release/qlora-engine
-questions=("What is anemia?" "便秘怎么缓解？")
+questions=("What does HbA1c measure?" "多久洗一次牙？")
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 ask() { for q in "${questions[@]}"; do printf '  Q: %s\n  A: %s\n' "$q" "$("$engine" generate --prompt "$q" "$config" "$@" 2>/dev/null)"; done; }
