@@ -37,7 +37,9 @@ impl Observer for Shown {
         // Before the first step there is nothing to save yet: leave at once.
         let asked = self.stop.load(Ordering::Relaxed);
         match event {
-            Event::Preparing { .. } | Event::Download(_) if asked => Err(Error::Stopped { step: 0, saved: None }),
+            Event::Preparing { .. } | Event::Tokenising { .. } | Event::Download(_) if asked => {
+                Err(Error::Stopped { step: 0, saved: None })
+            }
             _ if asked => Ok(Control::Stop),
             _ => Ok(Control::Continue),
         }

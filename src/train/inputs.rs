@@ -1,8 +1,10 @@
 //! What a run works on: the model's folder, its tokenizer and template, and the tokenised data.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use super::progress::{Event, Observer};
+use super::progress::{Control, Event, Observer};
 use crate::config::Config;
 use crate::data::encode::{self, Prepared};
 use crate::data::template::Template;
@@ -88,10 +90,11 @@ impl Inputs {
         let digest = source::digest(config)?;
         let mut encode = |name: &str, records| -> Result<Prepared> {
             let key = format!("{digest} {name}");
-            let progress = |_done: usize, _total: usize| {};
             let what = if name.is_empty() { "evaluation data" } else { name };
             observer.observe(&Event::Preparing { what: &format!("tokenising {what}") })?;
-            let made = encode::prepare(records, config, &tokenizer, &template, key.as_bytes(), &progress)?;
+            let made = watched(observer, |progress| {
+                encode::prepare(records, config, &tokenizer, &template, key.as_bytes(), progress)
+            })?;
             for (why, n) in &made.dropped {
                 notices.push(format!("{what}: {n} rows left out: {why}"));
             }
@@ -124,6 +127,29 @@ impl Inputs {
         let eval = eval.into_iter().map(|(name, made)| (name, made.samples)).collect();
         Ok(Inputs { folder, tokenizer, template, train, eval, notices })
     }
+}
+
+/// Runs `work` on a thread of its own and tells the observer, who belongs to this one, how far it is.
+fn watched<T: Send>(
+    observer: &mut dyn Observer,
+    work: impl FnOnce(encode::Progress<'_>) -> Result<T> + Send,
+) -> Result<T> {
+    let (done, total) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let count = |d: usize, t: usize| {
+        total.store(t, Ordering::Relaxed);
+        done.fetch_max(d, Ordering::Relaxed);
+    };
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| work(&count));
+        let mut told = Ok(Control::Continue);
+        while !worker.is_finished() && told.is_ok() {
+            std::thread::sleep(Duration::from_millis(20));
+            let (done, total) = (done.load(Ordering::Relaxed) as u64, total.load(Ordering::Relaxed) as u64);
+            told = observer.observe(&Event::Tokenising { done, total });
+        }
+        let result = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        told.and(result)
+    })
 }
 
 /// The folder of the base model, downloaded if it is a hub name.

@@ -64,6 +64,25 @@ impl Terminal {
         self.say(&text);
     }
 
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn tokenising(&mut self, done: u64, total: u64) {
+        if self.with_bar && self.bar.is_none() {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let form = "{percent:>3}% {bar:30} {pos}/{len} rows, {eta} left";
+            bar.set_style(ProgressStyle::with_template(form).unwrap_or(ProgressStyle::default_bar()));
+            self.bar = Some(bar);
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+
     fn download(&mut self, event: &hub::Event<'_>) {
         match event {
             hub::Event::Start { file, index, files, bytes } => {
@@ -82,11 +101,7 @@ impl Terminal {
                     bar.inc(*n);
                 }
             }
-            hub::Event::Finish => {
-                if let Some(bar) = self.bar.take() {
-                    bar.finish_and_clear();
-                }
-            }
+            hub::Event::Finish => self.clear(),
         }
     }
 
@@ -103,9 +118,14 @@ impl Terminal {
 impl Observer for Terminal {
     fn observe(&mut self, event: &Event<'_>) -> Result<Control> {
         match event {
-            Event::Preparing { what } => self.say(what),
+            Event::Preparing { what } => {
+                self.clear();
+                self.say(what);
+            }
+            Event::Tokenising { done, total } => self.tokenising(*done, *total),
             Event::Download(event) => self.download(event),
             Event::Start(info) => {
+                self.clear();
                 self.clock = Some(Clock::new(info));
                 self.pace = Pace { total: info.total_steps, tokens: info.start_tokens, ..Pace::default() };
                 self.start_tokens = info.start_tokens;
@@ -128,11 +148,7 @@ impl Observer for Terminal {
                 }
             }
             Event::Saved { path, .. } => self.say(&format!("saved {}", path.display())),
-            Event::End { .. } => {
-                if let Some(bar) = self.bar.take() {
-                    bar.finish_and_clear();
-                }
-            }
+            Event::End { .. } => self.clear(),
         }
         Ok(Control::Continue)
     }

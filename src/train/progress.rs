@@ -22,6 +22,8 @@ pub enum Control {
 pub enum Event<'a> {
     /// A longer piece of work begins, before the first step: reading, tokenising, loading.
     Preparing { what: &'a str },
+    /// Of the rows of a data set, `done` of `total` are tokenised.
+    Tokenising { done: u64, total: u64 },
     /// A file of the base model comes from the hub.
     Download(hub::Event<'a>),
     /// Before the first step of this process.
