@@ -3,23 +3,45 @@
 CARGO ?= cargo
 CC ?= cc
 
-.PHONY: setup demo test bench
+# What the tests need beside Rust: nvcc and libclang, from PyPI into .toolchain/ where the machine has none.
+TOOLCHAIN := .toolchain
+NVCC_WHEELS := nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl
+LIBCLANG_PATH ?= $(CURDIR)/$(TOOLCHAIN)/clang/native
+export LIBCLANG_PATH
+KERNEL_FEATURES := --features host-kernels,bindings
 
-# Checks for what is needed, and says how to get it. Cargo fetches the rest.
-setup:
+.PHONY: tools setup demo test test-asan bindings bench
+
+# Checks for what a build needs, and says how to get it. Cargo fetches the rest.
+tools:
 	@command -v $(CARGO) >/dev/null || { echo "setup: no cargo found; install Rust from https://rustup.rs"; exit 1; }
 	@command -v $(CC) >/dev/null || { echo "setup: no C compiler found; install one, for example: apt-get install gcc"; exit 1; }
 
+# Brings what compiles the kernels: nvcc 13.0 and libclang, without root, only where they are lacking.
+setup: tools
+	@if ! { command -v nvcc || test -x "$$CUDA_HOME/bin/nvcc" || test -x $(TOOLCHAIN)/nvidia/cu13/bin/nvcc; } >/dev/null; then \
+		python3 -m pip install --quiet --target $(TOOLCHAIN) $(NVCC_WHEELS:%='%==13.0.*') && touch build.rs; fi
+	@if ! ls $(LIBCLANG_PATH)/libclang*.so* >/dev/null 2>&1; then \
+		python3 -m pip install --quiet --target $(TOOLCHAIN) libclang; fi
+
 # Builds, fine-tunes the shipped tiny model on the shipped questions, and shows what changed.
-demo: setup
+demo: tools
 	bash assets/demo.sh
 
 # Format, lints and every test.
 test: setup
 	$(CARGO) fmt --check
-	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) test
+	$(CARGO) clippy --all-targets $(KERNEL_FEATURES) -- -D warnings
+	$(CARGO) test $(KERNEL_FEATURES)
+
+# The host-run kernels under AddressSanitizer.
+test-asan: setup
+	ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --features host-asan --test kernels
+
+# Writes src/device/abi.rs anew from kernels/*.h.
+bindings: setup
+	QLORA_WRITE_BINDINGS=1 $(CARGO) check $(KERNEL_FEATURES)
 
 # Timings of the operations and of a whole training step.
-bench: setup
+bench: tools
 	$(CARGO) bench

@@ -12,7 +12,7 @@ use qlora_engine::ops::linear::{self, Dx, Linear, Lora, Matrix};
 use qlora_engine::ops::philox::{Stream, normal};
 use qlora_engine::ops::rope::{self, Table, Turn};
 use qlora_engine::ops::{Slot, grad_norm, linear_cross_entropy, rms_norm, swiglu};
-use qlora_engine::tensor::{DType, Float, Tensor};
+use qlora_engine::tensor::{DType, Float, Index, Tensor};
 use shapes::{LAYERS, TOKENS};
 use std::time::Duration;
 
@@ -52,14 +52,14 @@ fn ops(c: &mut Criterion) {
             group.bench_function("swiglu fwd", |b| b.iter(|| swiglu::fwd(&gate, &up).unwrap()));
 
             let table = Table::new(&vec![0.01; head_dim / 2], 1.0, TOKENS);
-            let positions: Vec<u32> = (0..TOKENS as u32).collect();
+            let positions = Index::host((0..TOKENS as u32).collect::<Vec<_>>());
             let mut q = r(TOKENS, heads * head_dim);
             group
                 .bench_function("rope", |b| b.iter(|| rope::apply(&mut q, &positions, &table, Turn::Forward).unwrap()));
 
             let (k, v) = (r(TOKENS, kv_heads * head_dim), r(TOKENS, kv_heads * head_dim));
             for spans in [1, 4] {
-                let cu_seqlens: Vec<u32> = (0..=spans).map(|i| (i * TOKENS / spans) as u32).collect();
+                let cu_seqlens = Index::host((0..=spans).map(|i| (i * TOKENS / spans) as u32).collect::<Vec<_>>());
                 let a = Attention { heads, kv_heads, head_dim, cu_seqlens: &cu_seqlens, window: None };
                 let id = |what| BenchmarkId::new(format!("attention {what}"), format!("{spans} spans"));
                 group.bench_function(id("fwd"), |b| b.iter(|| attention::fwd(&q, &k, &v, a).unwrap()));
@@ -89,13 +89,14 @@ fn ops(c: &mut Criterion) {
 
             let head = r(vocab, hidden);
             let rows = 256;
-            let targets: Vec<u32> = (0..rows as u32).map(|i| i * 37 % vocab as u32).collect();
+            let targets = Index::host((0..rows as u32).map(|i| i * 37 % vocab as u32).collect::<Vec<_>>());
+            let mut loss = Tensor::zeros(1, 1, DType::F64, &dev).unwrap();
             let h = r(rows, hidden);
             group.throughput(Throughput::Elements(rows as u64));
             group.bench_function("linear_cross_entropy", |b| {
                 b.iter(|| {
                     let h = h.copy().unwrap();
-                    linear_cross_entropy::fwd_bwd(h, Slot::whole(&head), &targets, 1.0, &mut grads).unwrap()
+                    linear_cross_entropy::fwd_bwd(h, Slot::whole(&head), &targets, 1.0, &mut loss, &mut grads).unwrap()
                 })
             });
             group.finish();

@@ -1,10 +1,13 @@
 //! [`Tensor`]: a buffer with a shape and a dtype, contiguous and row-major; and [`Float`], what the CPU ops are generic
 //! over.
 
+use std::borrow::Cow;
+use std::mem::offset_of;
+
 use half::bf16;
 
 use crate::device::gemm::{Dst, Src};
-use crate::device::{Buffer, Device, Pod, simd};
+use crate::device::{Buffer, Device, Pod, abi, bytes_of, bytes_of_mut, simd};
 use crate::error::{Error, Result};
 
 /// Element type of a tensor.
@@ -172,6 +175,24 @@ pub struct Tensor {
     cols: usize,
     dtype: DType,
     device: Device,
+    live: Option<Live>,
+}
+
+/// Where the true number of a tensor's rows stands in device memory, if they are fewer than it has: a u32 of a
+/// [`crate::device::abi::Step`]. The rows past it hold nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Live(pub(crate) u64);
+
+impl Live {
+    /// The tokens of the step.
+    pub(crate) fn tokens(device: &Device) -> Option<Live> {
+        device.step_addr().map(|at| Live(at + offset_of!(abi::Step, tokens) as u64))
+    }
+
+    /// The rows of the step that reach the head.
+    pub(crate) fn loss_rows(device: &Device) -> Option<Live> {
+        device.step_addr().map(|at| Live(at + offset_of!(abi::Step, loss_rows) as u64))
+    }
 }
 
 impl Tensor {
@@ -183,11 +204,34 @@ impl Tensor {
     pub fn unwritten(rows: usize, cols: usize, dtype: DType, device: &Device) -> Result<Self> {
         let bytes = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size()));
         let bytes = bytes.ok_or_else(|| Error::Memory(format!("a ({rows}, {cols}) tensor is too large to address")))?;
-        let mut t = Self { buffer: device.alloc(bytes)?, rows, cols, dtype, device: device.clone() };
-        if cfg!(debug_assertions) && !device.is_plan() {
-            t.buffer.bytes_mut().fill(0xFF); // NaN in every float type
+        let buffer = device.alloc(bytes)?;
+        let mut t = Self { buffer, rows, cols, dtype, device: device.clone(), live: None };
+        if cfg!(debug_assertions) {
+            t.buffer.fill(0xFF); // NaN in every float type
         }
         Ok(t)
+    }
+
+    /// A tensor for results about the rows of this one: as many rows (as many of them live), `cols` columns, contents
+    /// not defined yet.
+    ///
+    /// # Errors
+    /// As [`Tensor::unwritten`].
+    pub fn rows_like(&self, cols: usize, dtype: DType) -> Result<Self> {
+        Ok(Self { live: self.live, ..Self::unwritten(self.rows, cols, dtype, &self.device)? })
+    }
+
+    /// A tensor like this one in everything, its contents not defined yet.
+    ///
+    /// # Errors
+    /// As [`Tensor::unwritten`].
+    pub fn like(&self) -> Result<Self> {
+        self.rows_like(self.cols, self.dtype)
+    }
+
+    /// Says that only as many rows hold something as stand at `live` when a kernel runs.
+    pub(crate) fn set_live(&mut self, live: Option<Live>) {
+        self.live = live;
     }
 
     /// A (rows, cols) tensor of zeros.
@@ -202,9 +246,7 @@ impl Tensor {
 
     /// Sets every element to 0.
     pub fn fill_zero(&mut self) {
-        if !self.device.is_plan() {
-            self.buffer.bytes_mut().fill(0);
-        }
+        self.buffer.fill(0);
     }
 
     /// A copy in a place of its own.
@@ -212,10 +254,8 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::unwritten`].
     pub fn copy(&self) -> Result<Self> {
-        let mut t = Self::unwritten(self.rows, self.cols, self.dtype, &self.device)?;
-        if !self.device.is_plan() {
-            t.buffer.bytes_mut().copy_from_slice(self.buffer.bytes());
-        }
+        let mut t = self.like()?;
+        t.buffer.copy_from(&self.buffer);
         Ok(t)
     }
 
@@ -228,9 +268,7 @@ impl Tensor {
             return Err(Error::shape("tensor", format!("{} values are not ({rows}, {cols})", data.len())));
         }
         let mut t = Self::unwritten(rows, cols, T::DTYPE, device)?;
-        if !device.is_plan() {
-            t.slice_mut::<T>().copy_from_slice(data);
-        }
+        t.buffer.write(0, bytes_of(data));
         Ok(t)
     }
 
@@ -278,7 +316,36 @@ impl Tensor {
 
     /// Every element as f64, to compare or report.
     pub fn to_f64(&self) -> Vec<f64> {
-        by_dtype!(self.dtype, T => self.slice::<T>().iter().map(|x| x.acc().f64()).collect())
+        by_dtype!(self.dtype, T => self.read::<T>(0, self.len()).iter().map(|x| x.acc().f64()).collect())
+    }
+
+    /// Copies `n` elements out, from element `at` on. Panics as [`Tensor::slice`] does on another dtype or in a plan.
+    pub fn read<T: Float>(&self, at: usize, n: usize) -> Vec<T> {
+        assert_eq!(self.dtype, T::DTYPE, "a tensor was read as another dtype");
+        let mut out = vec![T::narrow(T::Acc::of(0.0)); n];
+        self.buffer.read(at * size_of::<T>(), bytes_of_mut(&mut out));
+        out
+    }
+
+    /// Copies `data` in, from element `at` on. Panics on another dtype; does nothing in a plan.
+    pub fn write<T: Float>(&mut self, at: usize, data: &[T]) {
+        assert_eq!(self.dtype, T::DTYPE, "a tensor was written as another dtype");
+        self.buffer.write(at * size_of::<T>(), bytes_of(data));
+    }
+
+    /// Its elements for a kernel's parameters.
+    pub(crate) fn ptr<T>(&self) -> *const T {
+        self.buffer.addr() as *const T
+    }
+
+    /// As [`Tensor::ptr`], to be written.
+    pub(crate) fn ptr_mut<T>(&mut self) -> *mut T {
+        self.buffer.addr() as *mut T
+    }
+
+    /// Where a kernel finds the number of live rows; null if all are.
+    pub(crate) fn live(&self) -> *const u32 {
+        self.live.map_or(std::ptr::null(), |live| live.0 as *const u32)
     }
 
     /// # Errors
@@ -289,6 +356,61 @@ impl Tensor {
         }
         let why = format!("is ({}, {}) {:?}, must be ({rows}, {cols}) {dtype:?}", self.rows, self.cols, self.dtype);
         Err(Error::shape(what, why))
+    }
+}
+
+/// Token ids, positions, rows: on the host, where ops check them; and in device memory, where kernels read them.
+pub struct Index<'a> {
+    host: Cow<'a, [u32]>,
+    device: Option<Buffer>,
+    rows: usize,
+    live: Option<Live>,
+}
+
+impl<'a> Index<'a> {
+    /// These numbers, for the CPU's ops.
+    pub fn host(numbers: impl Into<Cow<'a, [u32]>>) -> Self {
+        let host = numbers.into();
+        Index { rows: host.len(), host, device: None, live: None }
+    }
+
+    /// These numbers, for ops on `device`. Kernels see `rows` of them (zeros past the end), of which those up to the count
+    /// at `live` hold something; the CPU sees exactly these.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there are more than `rows`; [`Error::Memory`].
+    pub fn new(numbers: impl Into<Cow<'a, [u32]>>, rows: usize, live: Option<Live>, device: &Device) -> Result<Self> {
+        let host = numbers.into();
+        if !device.runs_kernels() {
+            let rows = host.len();
+            return Ok(Index { host, device: None, rows, live: None });
+        }
+        if host.len() > rows {
+            return Err(Error::shape("index", format!("{} numbers are more than {rows}", host.len())));
+        }
+        let mut buffer = device.alloc(rows.saturating_mul(4))?;
+        buffer.fill(0);
+        buffer.write(0, bytes_of(&host));
+        Ok(Index { host, device: Some(buffer), rows, live })
+    }
+
+    /// The numbers, those past the live rows not among them.
+    pub fn numbers(&self) -> &[u32] {
+        &self.host
+    }
+
+    /// Rows of a tensor that has one for each number.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn live_rows(&self) -> Option<Live> {
+        self.live
+    }
+
+    /// The numbers for a kernel's parameters.
+    pub(crate) fn ptr(&self) -> *const u32 {
+        self.device.as_ref().map_or(std::ptr::null(), |b| b.addr() as *const u32)
     }
 }
 

@@ -13,6 +13,16 @@ pub struct Buffer {
     ptr: NonNull<u8>,
     bytes: usize,
     place: Place,
+    side: Side,
+}
+
+/// Who reads and writes a buffer's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// The CPU, in place.
+    Host,
+    /// Kernels; the CPU copies in and out. (So it is with host-run kernels too, though their memory is the CPU's.)
+    Device,
 }
 
 enum Place {
@@ -40,19 +50,20 @@ fn allocate(bytes: usize) -> Result<NonNull<u8>> {
 }
 
 impl Buffer {
-    pub(super) fn heap(bytes: usize) -> Result<Self> {
-        Ok(Self { ptr: allocate(bytes)?, bytes, place: Place::Heap })
+    pub(super) fn heap(bytes: usize, side: Side) -> Result<Self> {
+        Ok(Self { ptr: allocate(bytes)?, bytes, place: Place::Heap, side })
     }
 
     pub(super) fn in_arena(device: Device, arena: Arc<Arena>, slot: usize, offset: usize, bytes: usize) -> Self {
         assert!(offset + bytes <= arena.bytes, "a slot lies inside the arena");
         // SAFETY: the offset lies inside the arena's one allocation, which `_arena` keeps alive.
         let ptr = unsafe { arena.ptr.add(offset) };
-        Self { ptr, bytes, place: Place::Arena { device, slot, _arena: arena } }
+        let side = device.side();
+        Self { ptr, bytes, place: Place::Arena { device, slot, _arena: arena }, side }
     }
 
     pub(super) fn planned(device: Device, slot: usize, bytes: usize) -> Self {
-        Self { ptr: NonNull::dangling(), bytes, place: Place::Planned { device, slot } }
+        Self { ptr: NonNull::dangling(), bytes, place: Place::Planned { device, slot }, side: Side::Host }
     }
 
     /// Size in bytes.
@@ -94,11 +105,59 @@ impl Buffer {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr().cast(), self.bytes / size_of::<T>()) }
     }
 
+    /// Where kernels find it; 0 when planned.
+    pub(crate) fn addr(&self) -> u64 {
+        match self.place {
+            Place::Planned { .. } => 0,
+            _ => self.ptr.as_ptr() as u64,
+        }
+    }
+
+    /// Copies `from` into the bytes from `at` on. Does nothing when planned.
+    pub(crate) fn write(&mut self, at: usize, from: &[u8]) {
+        if let Some(all) = self.all_mut() {
+            all[at..at + from.len()].copy_from_slice(from);
+        }
+    }
+
+    /// Copies the bytes from `at` on into `to`. Panics when planned: there are none.
+    pub(crate) fn read(&self, at: usize, to: &mut [u8]) {
+        assert!(!matches!(self.place, Place::Planned { .. }), "a planned buffer has no bytes: an op computed in a plan");
+        // SAFETY: as in `bytes`.
+        let all = unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) };
+        to.copy_from_slice(&all[at..at + to.len()]);
+    }
+
+    /// Sets every byte. Does nothing when planned.
+    pub(crate) fn fill(&mut self, byte: u8) {
+        if let Some(all) = self.all_mut() {
+            all.fill(byte);
+        }
+    }
+
+    /// Copies all of `from`, which is on the same device and as long. Does nothing when planned.
+    pub(crate) fn copy_from(&mut self, from: &Buffer) {
+        assert_eq!(self.bytes, from.bytes, "buffers of one size are copied");
+        if let Some(all) = self.all_mut() {
+            // SAFETY: as in `bytes`; two buffers never share a byte.
+            all.copy_from_slice(unsafe { std::slice::from_raw_parts(from.ptr.as_ptr(), from.bytes) });
+        }
+    }
+
+    fn all_mut(&mut self) -> Option<&mut [u8]> {
+        match self.place {
+            Place::Planned { .. } => None,
+            // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
+            _ => Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) }),
+        }
+    }
+
     fn assert_real(&self) {
         assert!(
             !matches!(self.place, Place::Planned { .. }),
             "a planned buffer has no bytes: an op computed in a plan"
         );
+        assert!(self.side == Side::Host, "the CPU read device memory in place: an op has no launch for kernels");
     }
 }
 
@@ -131,6 +190,21 @@ unsafe impl Pod for f32 {}
 unsafe impl Pod for f64 {}
 // SAFETY: as above.
 unsafe impl Pod for half::bf16 {}
+// SAFETY: numbers of 4 bytes, then one of 8 at a multiple of 8, then two of 4: no padding (checked below).
+unsafe impl Pod for super::abi::Step {}
+const _: () = assert!(size_of::<super::abi::Step>() == 4 * 4 + 8 + 2 * 4);
+
+/// The bytes of numbers.
+pub fn bytes_of<T: Pod>(data: &[T]) -> &[u8] {
+    // SAFETY: `Pod` types have no padding, so every byte is initialised; u8 has no alignment.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
+}
+
+/// The bytes of numbers, to be written.
+pub fn bytes_of_mut<T: Pod>(data: &mut [T]) -> &mut [u8] {
+    // SAFETY: as in `bytes_of`; and any bytes are a `Pod`.
+    unsafe { std::slice::from_raw_parts_mut(data.as_mut_ptr().cast(), size_of_val(data)) }
+}
 
 /// The one allocation in which a step's tensors live.
 pub(super) struct Arena {

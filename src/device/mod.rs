@@ -2,8 +2,12 @@
 //!
 //! There is no backend trait. An op asks [`Device::exec`] and matches on the answer.
 
+pub mod abi;
 mod buffer;
 pub mod gemm;
+#[cfg(feature = "host-kernels")]
+pub(crate) mod host;
+mod kernel;
 mod layout;
 pub mod par;
 pub mod pool;
@@ -11,11 +15,12 @@ pub mod simd;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use buffer::{Buffer, Pod};
+pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
+pub use kernel::{Kernel, Launcher, kernels};
 pub use layout::{Layout, Recorder};
 
 use crate::error::{Error, Result};
-use buffer::Arena;
+use buffer::{Arena, Side};
 use layout::Replay;
 use pool::Pool;
 
@@ -30,7 +35,8 @@ struct Inner {
 
 enum Kind {
     Cpu(Pool),
-    Plan(Counter),
+    Kernels(Launcher),
+    Plan { counter: Counter, kernels: bool },
 }
 
 /// How a new [`Buffer`] gets its memory.
@@ -47,6 +53,8 @@ enum Memory {
 pub enum Exec<'a> {
     /// Plain Rust on these threads.
     Cpu(&'a Pool),
+    /// CUDA kernels, on a GPU or on the CPU (host-run).
+    Kernels(&'a Launcher),
     /// No computation: the op reports its work, and allocations are written down.
     Plan(&'a Counter),
 }
@@ -73,9 +81,26 @@ impl Device {
         Self::new(Kind::Cpu(Pool::new(threads)), Memory::Heap)
     }
 
-    /// A device that computes nothing and holds nothing, for planning.
+    /// A device that computes nothing and holds nothing, for planning a run on the CPU.
     pub fn plan() -> Self {
-        Self::new(Kind::Plan(Counter::default()), Memory::Record(Recorder::default()))
+        Self::new(Kind::Plan { counter: Counter::default(), kernels: false }, Memory::Record(Recorder::default()))
+    }
+
+    /// As [`Device::plan`], for a run on kernels, which need other scratch.
+    pub fn plan_kernels() -> Self {
+        Self::new(Kind::Plan { counter: Counter::default(), kernels: true }, Memory::Record(Recorder::default()))
+    }
+
+    /// The kernels on the CPU with this many threads, for tests; `reversed` runs blocks, warps and lanes from the last to
+    /// the first, which must not change a bit.
+    #[cfg(feature = "host-kernels")]
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn host_kernels(threads: usize, reversed: bool) -> Result<Self> {
+        let to = kernel::To::Host(host::Host::new(threads, reversed));
+        let step = Buffer::heap(size_of::<abi::Step>(), Side::Device)?;
+        Ok(Self::new(Kind::Kernels(Launcher::new(to, step)), Memory::Heap))
     }
 
     fn new(kind: Kind, memory: Memory) -> Self {
@@ -86,13 +111,19 @@ impl Device {
     pub fn exec(&self) -> Exec<'_> {
         match &self.0.kind {
             Kind::Cpu(pool) => Exec::Cpu(pool),
-            Kind::Plan(counter) => Exec::Plan(counter),
+            Kind::Kernels(launcher) => Exec::Kernels(launcher),
+            Kind::Plan { counter, .. } => Exec::Plan(counter),
         }
     }
 
     /// Whether this device only plans.
     pub fn is_plan(&self) -> bool {
-        matches!(self.0.kind, Kind::Plan(_))
+        matches!(self.0.kind, Kind::Plan { .. })
+    }
+
+    /// Whether ops run as kernels here, or in what this device plans: their scratch differs from the CPU's.
+    pub fn runs_kernels(&self) -> bool {
+        matches!(self.0.kind, Kind::Kernels(_) | Kind::Plan { kernels: true, .. })
     }
 
     /// Whether two handles are the same device.
@@ -106,12 +137,35 @@ impl Device {
     /// [`Error::Memory`] if the system has none left, or if an allocation during a replay is not the planned one.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
         match &mut *lock(&self.0.memory) {
-            Memory::Heap => Buffer::heap(bytes),
+            Memory::Heap => Buffer::heap(bytes, self.side()),
             Memory::Arena { arena, replay } => {
                 let (slot, offset) = replay.take(bytes)?;
                 Ok(Buffer::in_arena(self.clone(), arena.clone(), slot, offset, bytes))
             }
             Memory::Record(recorder) => Ok(Buffer::planned(self.clone(), recorder.born(bytes), bytes)),
+        }
+    }
+
+    /// Tells kernels the counts and the random seed of the step that follows. Nothing else reads them.
+    pub(crate) fn set_step(&self, step: abi::Step) {
+        if let Kind::Kernels(launcher) = &self.0.kind {
+            launcher.set_step(step);
+        }
+    }
+
+    /// Where kernels read the step.
+    pub(crate) fn step_addr(&self) -> Option<u64> {
+        match &self.0.kind {
+            Kind::Kernels(launcher) => Some(launcher.step() as u64),
+            Kind::Cpu(_) | Kind::Plan { .. } => None,
+        }
+    }
+
+    /// Who may read the memory of this device.
+    fn side(&self) -> Side {
+        match &self.0.kind {
+            Kind::Kernels(_) => Side::Device,
+            Kind::Cpu(_) | Kind::Plan { .. } => Side::Host,
         }
     }
 
@@ -134,7 +188,7 @@ impl Device {
 
     /// On a planning device: what was recorded since the last call, and the work counted, both reset.
     pub fn take_plan(&self) -> Option<(Recorder, f64)> {
-        let Kind::Plan(counter) = &self.0.kind else { return None };
+        let Kind::Plan { counter, .. } = &self.0.kind else { return None };
         let Memory::Record(recorder) = &mut *lock(&self.0.memory) else { return None };
         Some((std::mem::take(recorder), std::mem::take(&mut *lock(&counter.0))))
     }

@@ -14,7 +14,7 @@ use crate::ops::attention::{self, Attention};
 use crate::ops::linear::{self, Dx};
 use crate::ops::rope::{self, Table, Turn};
 use crate::ops::{rms_norm, swiglu};
-use crate::tensor::Tensor;
+use crate::tensor::{Index, Tensor};
 
 /// Which groups of activations are kept from the forward pass for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,8 +58,8 @@ pub(super) struct Context<'a> {
     pub spec: &'a Spec,
     pub params: &'a Params,
     pub rope: &'a Table,
-    pub positions: &'a [u32],
-    pub cu_seqlens: &'a [u32],
+    pub positions: &'a Index<'a>,
+    pub cu_seqlens: &'a Index<'a>,
     /// Whether sliding windows apply.
     pub windows: bool,
     pub dropout: Option<Dropout>,

@@ -1,18 +1,19 @@
 //! The whole model: embedding, blocks, final norm, head and loss; forward, and forward with backward.
 
 use super::block::{Block, Context, Policy, Saved};
+use super::input::Input;
 use super::params::Params;
 use super::spec::Spec;
 use super::weights::{Vector, Weight};
 use crate::data::Batch;
-use crate::device::Device;
+use crate::device::{Device, abi};
 use crate::error::{Error, Result};
 use crate::ops::embedding::{self, Noise};
 use crate::ops::linear::{self, Linear};
 use crate::ops::philox::Stream;
 use crate::ops::rope::Table;
 use crate::ops::{Slot, linear_cross_entropy, rms_norm};
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Index, Tensor};
 
 pub use super::weights::Dropout;
 
@@ -46,6 +47,10 @@ pub struct Pass {
     pub scale: f64,
 }
 
+/// A step without random numbers or gradient; the counts are filled in from the batch.
+const NO_STEP: abi::Step =
+    abi::Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 0.0, noise: 0.0 };
+
 /// Stream of NEFTune's noise; adapters count from 0.
 const NOISE_MODULE: u32 = u32::MAX;
 
@@ -65,13 +70,13 @@ impl Model {
         }
     }
 
-    fn context<'a>(&'a self, batch: &'a Batch, dropout: Option<Dropout>) -> Context<'a> {
+    fn context<'a>(&'a self, batch: &Batch, input: &'a Input, dropout: Option<Dropout>) -> Context<'a> {
         Context {
             spec: &self.spec,
             params: &self.params,
             rope: &self.rope,
-            positions: &batch.positions,
-            cu_seqlens: &batch.cu_seqlens,
+            positions: &input.positions,
+            cu_seqlens: &input.cu_seqlens,
             windows: !batch.no_window,
             dropout,
         }
@@ -98,17 +103,26 @@ impl Model {
         self.rope.positions()
     }
 
-    /// The summed cross-entropy of a batch; its gradient times `pass.scale` is added to `grads`.
+    /// Adds the summed cross-entropy of a batch to `loss` (1, 1; f64), and its gradient times `pass.scale` to `grads`.
     ///
     /// # Errors
     /// [`Error::Shape`] if the batch does not fit the model (an id beyond the embedding, a position beyond the table).
-    pub fn loss_and_grad(&self, batch: &Batch, pass: Pass, grads: &mut Tensor) -> Result<f64> {
+    pub fn loss_and_grad(&self, batch: &Batch, pass: Pass, loss: &mut Tensor, grads: &mut Tensor) -> Result<()> {
         if batch.loss_rows.is_empty() {
-            return Ok(0.0);
+            return Ok(());
         }
+        let noise = self.noise(batch, pass);
+        let step = abi::Step {
+            micro_step: pass.micro_step,
+            seed: pass.seed,
+            scale: pass.scale as f32,
+            noise: noise.map_or(0.0, |n| n.bound as f32),
+            ..NO_STEP
+        };
+        let input = Input::new(batch, step, &self.device)?;
         let dropout = Some(Dropout { rate: pass.dropout, seed: pass.seed, step: pass.micro_step });
-        let c = self.context(batch, dropout);
-        let mut x = embedding::fwd(self.table(), &batch.ids, self.noise(batch, pass))?;
+        let c = self.context(batch, &input, dropout);
+        let mut x = embedding::fwd(self.table(), &input.ids, noise)?;
 
         // Below the first trained block nothing needs a gradient, so nothing is kept.
         let embed_trained = self.embed.is_trained();
@@ -128,7 +142,7 @@ impl Model {
             };
         }
 
-        let (loss, mut dx) = self.head_loss(&x, batch, pass.scale, grads)?;
+        let mut dx = Some(self.head_loss(&x, &input, pass.scale, loss, grads)?);
         drop(x);
         for (i, block) in self.blocks.iter().enumerate().skip(first).rev() {
             let Some(s) = saved.pop() else { unreachable!("one was pushed for each of these blocks") };
@@ -136,29 +150,37 @@ impl Model {
             dx = block.bwd(s, dy, c, i > first || embed_trained, grads)?;
         }
         if let (true, Some(dx)) = (embed_trained, dx) {
-            embedding::bwd(self.table(), &batch.ids, &dx, grads)?;
+            embedding::bwd(self.table(), &input.ids, &dx, grads)?;
         }
-        Ok(loss)
+        Ok(())
     }
 
     /// Final norm, head and loss over the rows that are trained on; the gradient of `x`.
-    fn head_loss(&self, x: &Tensor, batch: &Batch, scale: f64, grads: &mut Tensor) -> Result<(f64, Option<Tensor>)> {
+    fn head_loss(
+        &self,
+        x: &Tensor,
+        input: &Input,
+        scale: f64,
+        loss: &mut Tensor,
+        grads: &mut Tensor,
+    ) -> Result<Tensor> {
         let w = self.norm.slot(&self.params);
-        let last = embedding::gather(x, &batch.loss_rows)?;
+        let last = embedding::gather(x, &input.loss_rows)?;
         let h = rms_norm::fwd(&last, w, self.spec.eps)?;
-        let (loss, dh) = linear_cross_entropy::fwd_bwd(h, self.head(), &batch.targets, scale, grads)?;
+        let dh = linear_cross_entropy::fwd_bwd(h, self.head(), &input.targets, scale, loss, grads)?;
         let dlast = rms_norm::bwd(&last, w, self.spec.eps, &dh, None, Some(grads))?;
-        Ok((loss, Some(embedding::scatter(&dlast, &batch.loss_rows, x.rows())?)))
+        embedding::scatter(&dlast, &input.loss_rows, x)
     }
 
-    /// The summed cross-entropy of a batch, without gradient, dropout or noise.
+    /// Adds the summed cross-entropy of a batch to `loss` (1, 1; f64), without gradient, dropout or noise.
     ///
     /// # Errors
     /// As [`Model::loss_and_grad`].
-    pub fn loss(&self, batch: &Batch) -> Result<f64> {
-        let x = embedding::gather(&self.hidden(batch)?, &batch.loss_rows)?;
+    pub fn loss(&self, batch: &Batch, loss: &mut Tensor) -> Result<()> {
+        let input = Input::new(batch, NO_STEP, &self.device)?;
+        let x = embedding::gather(&self.hidden(batch, &input)?, &input.loss_rows)?;
         let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
-        linear_cross_entropy::fwd(&h, self.head(), &batch.targets)
+        linear_cross_entropy::fwd(&h, self.head(), &input.targets, loss)
     }
 
     /// Logits (rows, vocab) of the batch's tokens `rows`, in the activations' dtype.
@@ -166,18 +188,20 @@ impl Model {
     /// # Errors
     /// As [`Model::loss_and_grad`].
     pub fn logits(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
-        let x = embedding::gather(&self.hidden(batch)?, rows)?;
+        let input = Input::new(batch, NO_STEP, &self.device)?;
+        let rows = Index::new(rows, rows.len(), None, &self.device)?;
+        let x = embedding::gather(&self.hidden(batch, &input)?, &rows)?;
         let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
         let head = Linear { w: linear::Matrix::Dense(self.head()), bias: None, lora: None };
         Ok(linear::fwd(&h, &head, None)?.0)
     }
 
-    fn hidden(&self, batch: &Batch) -> Result<Tensor> {
+    fn hidden(&self, batch: &Batch, input: &Input) -> Result<Tensor> {
         if batch.ids.is_empty() {
             return Err(Error::shape("batch", "holds no token"));
         }
-        let c = self.context(batch, None);
-        let mut x = embedding::fwd(self.table(), &batch.ids, None)?;
+        let c = self.context(batch, input, None);
+        let mut x = embedding::fwd(self.table(), &input.ids, None)?;
         for block in &self.blocks {
             x = block.infer(x, c)?;
         }

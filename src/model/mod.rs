@@ -3,6 +3,7 @@
 mod block;
 mod decoder;
 pub mod families;
+mod input;
 mod load;
 mod params;
 mod spec;

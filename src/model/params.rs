@@ -83,7 +83,7 @@ impl Params {
     pub fn refresh(&mut self) {
         let Some(compute) = &mut self.compute else { return };
         let device = self.master.device().clone();
-        let Exec::Cpu(pool) = device.exec() else { return };
+        let Exec::Cpu(pool) = device.exec() else { return }; // TODO kernels
         let master = &self.master;
         by_dtype!(compute.dtype(), T => {
             let from = master.slice::<<T as Float>::Acc>();

@@ -15,7 +15,7 @@ pub mod swiglu;
 
 use crate::device::gemm::{DstView, View};
 use crate::error::{Error, Result};
-use crate::tensor::{Float, Tensor};
+use crate::tensor::{DType, Float, Tensor};
 
 /// A (rows, cols) matrix inside a larger flat tensor, or a whole tensor: how ops see parameters.
 ///
@@ -49,6 +49,16 @@ impl<'a> Slot<'a> {
         &self.tensor.slice::<T>()[self.offset..][..self.len()]
     }
 
+    /// Its elements for a kernel's parameters.
+    pub(crate) fn ptr<T>(&self) -> *const T {
+        self.tensor.ptr::<T>().wrapping_add(self.offset)
+    }
+
+    /// The place of its gradient in the flat gradient, for a kernel's parameters.
+    pub(crate) fn grad_ptr<T>(&self, grads: &mut Tensor) -> *mut T {
+        grads.ptr_mut::<T>().wrapping_add(self.offset)
+    }
+
     pub(crate) fn grad_of<'g, A: Float>(&self, grads: &'g mut Tensor) -> &'g mut [A] {
         let (offset, len) = (self.offset, self.len());
         &mut grads.slice_mut::<A>()[offset..][..len]
@@ -63,6 +73,27 @@ impl<'a> Slot<'a> {
         }
         Ok(())
     }
+}
+
+/// The error of an op whose kernel does not take what it was given.
+pub(crate) fn no_kernel(op: &'static str, why: &str) -> Error {
+    Error::shape(op, format!("{why}: kernels do not compute that"))
+}
+
+/// Kernels compute in bf16.
+///
+/// # Errors
+/// [`Error::Shape`] for other dtypes.
+pub(crate) fn bf16_only(op: &'static str, x: &Tensor) -> Result<()> {
+    if x.dtype() == DType::Bf16 { Ok(()) } else { Err(no_kernel(op, &format!("{:?}", x.dtype()))) }
+}
+
+/// A size or count for a kernel's parameters.
+///
+/// # Errors
+/// [`Error::Shape`] if the field cannot hold it.
+pub(crate) fn size<T: TryFrom<usize>>(what: &'static str, n: usize) -> Result<T> {
+    T::try_from(n).map_err(|_| Error::shape(what, format!("{n} is more than a kernel can count")))
 }
 
 /// `data` as a row-major (rows, cols) operand of a product.

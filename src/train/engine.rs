@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::{Model, Params, Pass, Policy};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::grad_norm;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// A model with its gradient, optimizer and step memory.
 pub struct Engine {
@@ -20,6 +20,8 @@ pub struct Engine {
     /// First and second moments, flat like the parameters.
     pub moments: Moments,
     grads: Tensor,
+    /// (1, 1): the summed loss of the step, or of an evaluation batch.
+    loss: Tensor,
     memory: Reserved,
     train_layout: Arc<Layout>,
     eval_layout: Arc<Layout>,
@@ -82,6 +84,7 @@ impl Engine {
         };
         Ok(Engine {
             grads: model.params.zeros_like()?,
+            loss: Tensor::zeros(1, 1, DType::F64, &model.device)?,
             moments,
             memory,
             train_layout: plan.train.clone(),
@@ -100,7 +103,7 @@ impl Engine {
         let labels: usize = window.iter().map(|b| b.labels).sum();
         let scale = if labels == 0 { 0.0 } else { 1.0 / labels as f64 };
         self.grads.fill_zero();
-        let mut sum = 0.0;
+        self.loss.fill_zero();
         for (i, batch) in window.iter().enumerate() {
             let pass = Pass {
                 policy: h.policy,
@@ -110,10 +113,10 @@ impl Engine {
                 micro_step: (micro_step + i as u64) as u32,
                 scale,
             };
-            let (model, grads) = (&self.model, &mut self.grads);
-            sum += self.memory.run(&self.train_layout, || model.loss_and_grad(batch, pass, grads))?;
+            let (model, loss, grads) = (&self.model, &mut self.loss, &mut self.grads);
+            self.memory.run(&self.train_layout, || model.loss_and_grad(batch, pass, loss, grads))?;
         }
-        let loss = sum * scale;
+        let loss = self.loss.read::<f64>(0, 1)[0] * scale;
         let norm = grad_norm::run(&self.grads);
         if !loss.is_finite() || !norm.is_finite() {
             let what =
@@ -140,8 +143,11 @@ impl Engine {
     ///
     /// # Errors
     /// As [`Model::loss`].
-    pub fn evaluate(&self, batch: &Batch) -> Result<f64> {
-        self.memory.run(&self.eval_layout, || self.model.loss(batch))
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<f64> {
+        self.loss.fill_zero();
+        let (model, loss) = (&self.model, &mut self.loss);
+        self.memory.run(&self.eval_layout, || model.loss(batch, loss))?;
+        Ok(self.loss.read::<f64>(0, 1)[0])
     }
 }
 

@@ -11,7 +11,7 @@ use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
 use crate::model::{self, Options, Pass, Policy, Spec};
 use crate::ops::linear_cross_entropy::chunk_rows;
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 
 /// The sizes of the largest batch of a run: no batch has more tokens, or more rows that reach the head.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -161,6 +161,7 @@ fn plan_with(
     let longest = train.lengths.iter().chain(&eval.lengths).copied().max().unwrap_or(1);
     let model = model::load(folder, &options(config, longest, threads), &device, &|_, _| {})?;
     let mut grads = model.params.zeros_like()?;
+    let mut loss = Tensor::zeros(1, 1, DType::F64, &device)?;
     let (dense, nf4) = model.frozen_bytes();
     let params = model.params.bytes() as u64;
     let gradient = grads.bytes() as u64;
@@ -175,15 +176,15 @@ fn plan_with(
         micro_step: 0,
         scale: 1.0,
     };
-    let recorded = |run: &mut dyn FnMut() -> Result<f64>| -> Result<(Layout, f64)> {
+    let recorded = |run: &mut dyn FnMut() -> Result<()>| -> Result<(Layout, f64)> {
         run()?;
         let (recorder, flops) = device.take_plan().unwrap_or_default();
         Ok((recorder.layout(), flops))
     };
-    let (train_layout, flops) = recorded(&mut || model.loss_and_grad(&train.batch(), pass, &mut grads))?;
+    let (train_layout, flops) = recorded(&mut || model.loss_and_grad(&train.batch(), pass, &mut loss, &mut grads))?;
     let (eval_layout, _) = match eval.lengths.is_empty() {
         true => Default::default(),
-        false => recorded(&mut || model.loss(&eval.batch()))?,
+        false => recorded(&mut || model.loss(&eval.batch(), &mut loss))?,
     };
 
     let spec = model.spec.clone();

@@ -86,9 +86,9 @@ pub fn train(config: &Config, observer: &mut dyn Observer) -> Result<Outcome> {
     let longest = longest(&inputs, config);
     let device = Device::cpu(n);
     let model = model::load(&inputs.folder, &plan::options(config, longest, n), &device, &|_, _| {})?;
-    let engine = Engine::new(model, &plan, config)?;
+    let mut engine = Engine::new(model, &plan, config)?;
     if !t.do_train {
-        let mut metrics = evaluate(config, &inputs, &engine, observer, 0)?;
+        let mut metrics = evaluate(config, &inputs, &mut engine, observer, 0)?;
         metrics.push(("epoch".into(), 0.0));
         std::fs::create_dir_all(&t.output_dir).map_err(|e| Error::io(&t.output_dir, "cannot create", &e))?;
         write_results(&t.output_dir, "eval", &metrics)?;
@@ -278,7 +278,7 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&mut self, told: &mut Told) -> Result<Vec<(String, f64)>> {
-        let metrics = evaluate(self.config, self.inputs, &self.engine, told, self.state.global_step)?;
+        let metrics = evaluate(self.config, self.inputs, &mut self.engine, told, self.state.global_step)?;
         let row = LogRow {
             step: self.state.global_step,
             epoch: self.state.epoch,
@@ -394,7 +394,7 @@ impl Observer for Told<'_> {
 fn evaluate(
     config: &Config,
     inputs: &Inputs,
-    engine: &Engine,
+    engine: &mut Engine,
     observer: &mut dyn Observer,
     step: u64,
 ) -> Result<Vec<(String, f64)>> {

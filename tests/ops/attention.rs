@@ -6,7 +6,7 @@ fn naive(q: &[f64], k: &[f64], v: &[f64], a: Attention) -> Vec<f64> {
     let (d, group) = (a.head_dim, a.heads / a.kv_heads);
     let (qw, kw) = (a.heads * d, a.kv_heads * d);
     let mut o = vec![0.0; q.len()];
-    for span in a.cu_seqlens.windows(2) {
+    for span in a.cu_seqlens.numbers().windows(2) {
         let (from, to) = (span[0] as usize, span[1] as usize);
         for i in from..to {
             for h in 0..a.heads {
@@ -29,7 +29,7 @@ fn naive(q: &[f64], k: &[f64], v: &[f64], a: Attention) -> Vec<f64> {
 }
 
 struct Case {
-    spans: Vec<u32>,
+    spans: Index<'static>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -43,7 +43,7 @@ impl Case {
     }
 
     fn tokens(&self) -> usize {
-        self.spans[self.spans.len() - 1] as usize
+        *self.spans.numbers().last().unwrap() as usize
     }
 
     fn inputs(&self, dtype: DType) -> [Vec<f64>; 3] {
@@ -60,7 +60,7 @@ impl Case {
 /// than a tile.
 fn cases() -> Vec<Case> {
     let case = |spans: &[u32], heads, kv_heads, head_dim, window| Case {
-        spans: spans.to_vec(),
+        spans: Index::host(spans.to_vec()),
         heads,
         kv_heads,
         head_dim,
@@ -96,7 +96,7 @@ fn grads(case: &Case, x: &[Vec<f64>; 3], c: &[f64], dtype: DType) -> [Vec<f64>; 
 
 #[test]
 fn gradients() {
-    let small = Case { spans: vec![0, 2, 6], heads: 4, kv_heads: 2, head_dim: 3, window: Some(3) };
+    let small = Case { spans: Index::host(vec![0, 2, 6]), heads: 4, kv_heads: 2, head_dim: 3, window: Some(3) };
     let x = small.inputs(DType::F64);
     let c = random(4, x[0].len());
     let got = grads(&small, &x, &c, DType::F64);
@@ -135,7 +135,7 @@ fn low_precision() {
 
 #[test]
 fn bits_do_not_depend_on_threads_or_on_other_spans() {
-    let case = Case { spans: vec![0, 130, 135], heads: 4, kv_heads: 2, head_dim: 16, window: None };
+    let case = Case { spans: Index::host(vec![0, 130, 135]), heads: 4, kv_heads: 2, head_dim: 16, window: None };
     let x = case.inputs(DType::F32);
     let run = |threads| {
         let dev = Device::cpu(threads);
@@ -151,7 +151,7 @@ fn bits_do_not_depend_on_threads_or_on_other_spans() {
     let (o, _) = run(1);
     assert_eq!(run(1), run(3));
     // The second span alone.
-    let alone = Case { spans: vec![0, 5], heads: 4, kv_heads: 2, head_dim: 16, window: None };
+    let alone = Case { spans: Index::host(vec![0, 5]), heads: 4, kv_heads: 2, head_dim: 16, window: None };
     let tail = std::array::from_fn(|i| x[i][130 * (x[i].len() / 135)..].to_vec());
     let [q, k, v] = alone.tensors(&tail, DType::F32);
     let (o_alone, _) = attention::fwd(&q, &k, &v, alone.attention()).unwrap();
@@ -160,9 +160,9 @@ fn bits_do_not_depend_on_threads_or_on_other_spans() {
 
 #[test]
 fn refuses_spans_that_do_not_cover_the_tokens() {
-    let case = Case { spans: vec![0, 4], heads: 1, kv_heads: 1, head_dim: 2, window: None };
+    let case = Case { spans: Index::host(vec![0, 4]), heads: 1, kv_heads: 1, head_dim: 2, window: None };
     let [q, k, v] = case.tensors(&case.inputs(DType::F32), DType::F32);
     for spans in [&[0u32, 3][..], &[1, 4], &[0, 4, 3, 4], &[]] {
-        assert!(attention::fwd(&q, &k, &v, Attention { cu_seqlens: spans, ..case.attention() }).is_err(), "{spans:?}");
+        assert!(attention::fwd(&q, &k, &v, Attention { cu_seqlens: &Index::host(spans), ..case.attention() }).is_err(), "{spans:?}");
     }
 }

@@ -8,11 +8,11 @@ fn rows_of_the_table_and_back() {
     let t = tensor(&table, 4, 3, DType::F64);
     let slot = Slot { grad: true, ..Slot::whole(&t) };
     let ids = [3u32, 0, 3];
-    let x = embedding::fwd(slot, &ids, None).unwrap().to_f64();
+    let x = embedding::fwd(slot, &Index::host(&ids), None).unwrap().to_f64();
     assert_eq!(x, [&table[9..12], &table[0..3], &table[9..12]].concat());
     let dx = random(2, 9);
     let mut grads = tensor(&[0.0; 12], 1, 12, DType::F64);
-    embedding::bwd(slot, &ids, &tensor(&dx, 3, 3, DType::F64), &mut grads).unwrap();
+    embedding::bwd(slot, &Index::host(&ids), &tensor(&dx, 3, 3, DType::F64), &mut grads).unwrap();
     let want: Vec<f64> = (0..12)
         .map(|i| match i / 3 {
             0 => dx[3 + i],
@@ -21,7 +21,7 @@ fn rows_of_the_table_and_back() {
         })
         .collect();
     assert_eq!(grads.to_f64(), want);
-    assert!(embedding::fwd(slot, &[4], None).is_err(), "an id beyond the table");
+    assert!(embedding::fwd(slot, &Index::host(&[4]), None).is_err(), "an id beyond the table");
 }
 
 #[test]
@@ -29,7 +29,7 @@ fn noise_is_uniform_bounded_and_repeatable() {
     let t = tensor(&vec![0.0; 100], 1, 100, DType::F32);
     let ids = vec![0u32; 200];
     let noise = |step| Noise { bound: 0.5, stream: Stream { seed: 1, step, module: 0 } };
-    let run = |step| embedding::fwd(Slot::whole(&t), &ids, Some(noise(step))).unwrap().to_f64();
+    let run = |step| embedding::fwd(Slot::whole(&t), &Index::host(&ids), Some(noise(step))).unwrap().to_f64();
     let x = run(0);
     assert!(x.iter().all(|x| x.abs() <= 0.5) && max_abs(&x) > 0.49);
     // The mean of 20,000 uniform numbers in +-0.5 deviates by 0.002; five of them.
@@ -42,9 +42,10 @@ fn noise_is_uniform_bounded_and_repeatable() {
 fn gather_and_scatter_are_transposes() {
     let (x, y) = (random(1, 15), random(2, 6));
     let rows = [4u32, 1];
-    let g = embedding::gather(&tensor(&x, 5, 3, DType::F64), &rows).unwrap().to_f64();
-    let s = embedding::scatter(&tensor(&y, 2, 3, DType::F64), &rows, 5).unwrap().to_f64();
+    let like = tensor(&x, 5, 3, DType::F64);
+    let g = embedding::gather(&like, &Index::host(&rows)).unwrap().to_f64();
+    let s = embedding::scatter(&tensor(&y, 2, 3, DType::F64), &Index::host(&rows), &like).unwrap().to_f64();
     assert_eq!(g, [&x[12..15], &x[3..6]].concat());
     assert_eq!(dot(&g, &y), dot(&s, &x));
-    assert!(embedding::scatter(&tensor(&y, 2, 3, DType::F64), &[5, 0], 5).is_err());
+    assert!(embedding::scatter(&tensor(&y, 2, 3, DType::F64), &Index::host(&[5, 0]), &like).is_err());
 }

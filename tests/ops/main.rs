@@ -12,7 +12,7 @@ mod swiglu;
 use half::bf16;
 use qlora_engine::device::Device;
 use qlora_engine::ops::philox::{Stream, normal};
-use qlora_engine::tensor::{DType, Float, Tensor};
+use qlora_engine::tensor::{DType, Float, Index, Tensor};
 
 pub fn cpu() -> Device {
     Device::cpu(2)

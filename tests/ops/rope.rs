@@ -8,7 +8,7 @@ fn formula_and_its_transpose() {
     let (x, c, positions) = (random(1, 24), random(2, 24), [0u32, 9, 4]);
     let turn = |x: &[f64], way| {
         let mut t = tensor(x, 3, 8, DType::F64);
-        apply(&mut t, &positions, &table, way).unwrap();
+        apply(&mut t, &Index::host(&positions), &table, way).unwrap();
         t.to_f64()
     };
     let y = turn(&x, Turn::Forward);
@@ -30,6 +30,6 @@ fn formula_and_its_transpose() {
 fn refuses_positions_beyond_the_table() {
     let table = Table::new(&[1.0], 1.0, 4);
     let mut x = tensor(&[0.0; 2], 1, 2, DType::F32);
-    assert!(apply(&mut x, &[4], &table, Turn::Forward).is_err());
-    assert!(apply(&mut x, &[0, 1], &table, Turn::Forward).is_err());
+    assert!(apply(&mut x, &Index::host(&[4]), &table, Turn::Forward).is_err());
+    assert!(apply(&mut x, &Index::host(&[0, 1]), &table, Turn::Forward).is_err());
 }

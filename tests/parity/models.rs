@@ -9,7 +9,7 @@ use qlora_engine::device::Device;
 use qlora_engine::format::{Checkpoint, Dtype};
 use qlora_engine::model::{self, Model, Pass, Policy};
 use qlora_engine::quant::nf4::{Absmax, Nf4, double_quantise};
-use qlora_engine::tensor::DType;
+use qlora_engine::tensor::{DType, Tensor};
 use qlora_engine::train::plan;
 
 use super::common::{Failures, distance, golden, json, relative, rewritten, values, widen};
@@ -80,7 +80,9 @@ fn pass(model: &Model, policy: Policy) -> Passed {
     let mut flat = model.params.zeros_like().unwrap();
     let scale = 1.0 / batch.labels as f64;
     let p = Pass { policy, dropout: 0.0, neftune: None, seed: 0, micro_step: 0, scale };
-    let loss = model.loss_and_grad(&batch, p, &mut flat).unwrap() * scale;
+    let mut loss = Tensor::zeros(1, 1, DType::F64, &model.device).unwrap();
+    model.loss_and_grad(&batch, p, &mut loss, &mut flat).unwrap();
+    let loss = loss.to_f64()[0] * scale;
     let flat = flat.to_f64();
     let grads = model.params.entries.iter().map(|e| (e.name.clone(), flat[e.range()].to_vec())).collect();
     Passed { logits, loss, grads }

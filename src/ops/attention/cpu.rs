@@ -65,7 +65,7 @@ scratch!(f64 f32 half::bf16);
 
 /// Spans as ranges of rows.
 fn spans(a: &Attention) -> Vec<Range<usize>> {
-    a.cu_seqlens.windows(2).map(|w| w[0] as usize..w[1] as usize).collect()
+    a.cu_seqlens.numbers().windows(2).map(|w| w[0] as usize..w[1] as usize).collect()
 }
 
 pub(super) fn fwd<T: HasScratch>(

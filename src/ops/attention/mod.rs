@@ -12,17 +12,18 @@ mod cpu;
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
-use crate::tensor::{Float, Tensor};
+use crate::ops::no_kernel;
+use crate::tensor::{Float, Index, Tensor};
 
 /// What attention looks at.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Attention<'a> {
     pub heads: usize,
     /// Divides `heads`: each serves heads / kv_heads query heads.
     pub kv_heads: usize,
     pub head_dim: usize,
     /// Starts of the spans, and the number of tokens last.
-    pub cu_seqlens: &'a [u32],
+    pub cu_seqlens: &'a Index<'a>,
     /// Keys a query sees, itself included; None: all before it.
     pub window: Option<usize>,
 }
@@ -38,13 +39,14 @@ pub struct Saved {
 /// [`Error::Shape`] if shapes, or the starts of the spans, do not fit.
 pub fn fwd(q: &Tensor, k: &Tensor, v: &Tensor, a: Attention) -> Result<(Tensor, Saved)> {
     check(q, k, v, &a)?;
-    let mut o = Tensor::unwritten(q.rows(), q.cols(), q.dtype(), q.device())?;
+    let mut o = q.like()?;
     let acc = by_dtype!(q.dtype(), T => <<T as Float>::Acc as Float>::DTYPE);
-    let mut lse = Tensor::unwritten(q.rows(), a.heads, acc, q.device())?;
+    let mut lse = q.rows_like(a.heads, acc)?;
     match q.device().exec() {
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
             cpu::fwd::<T>(pool, o.slice_mut(), lse.slice_mut(), q.slice(), k.slice(), v.slice(), &a)
         }),
+        Exec::Kernels(_) => return Err(no_kernel("attention", "not built")),
         Exec::Plan(p) => p.flops(4.0 * pairs(&a) * q.cols() as f64),
     }
     Ok((o, Saved { lse }))
@@ -66,14 +68,15 @@ pub fn bwd(
     check(q, k, v, &a)?;
     o.expect("attention o", q.rows(), q.cols(), q.dtype())?;
     d_o.expect("attention do", q.rows(), q.cols(), q.dtype())?;
-    let mut dq = Tensor::unwritten(q.rows(), q.cols(), q.dtype(), q.device())?;
-    let mut dk = Tensor::unwritten(k.rows(), k.cols(), k.dtype(), k.device())?;
-    let mut dv = Tensor::unwritten(v.rows(), v.cols(), v.dtype(), v.device())?;
+    let mut dq = q.like()?;
+    let mut dk = k.like()?;
+    let mut dv = v.like()?;
     match q.device().exec() {
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
             let grads = [dq.slice_mut::<T>(), dk.slice_mut(), dv.slice_mut()];
             cpu::bwd::<T>(pool, grads, saved.lse.slice(), [q.slice(), k.slice(), v.slice()], o.slice(), d_o.slice(), &a)
         }),
+        Exec::Kernels(_) => return Err(no_kernel("attention", "not built")),
         Exec::Plan(p) => p.flops(10.0 * pairs(&a) * q.cols() as f64),
     }
     Ok([dq, dk, dv])
@@ -85,7 +88,7 @@ fn pairs(a: &Attention) -> f64 {
         Some(w) if w < n => w * (w + 1.0) / 2.0 + (n - w) * w,
         _ => n * (n + 1.0) / 2.0,
     };
-    a.cu_seqlens.windows(2).map(|w| span(f64::from(w[1] - w[0]))).sum()
+    a.cu_seqlens.numbers().windows(2).map(|w| span(f64::from(w[1] - w[0]))).sum()
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, a: &Attention) -> Result<()> {
@@ -97,9 +100,11 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, a: &Attention) -> Result<()> {
         let why = format!("{} heads, {} kv heads, window {:?}", a.heads, a.kv_heads, a.window);
         return Err(Error::shape("attention", why));
     }
-    let spans = a.cu_seqlens;
+    let spans = a.cu_seqlens.numbers();
+    // On kernels the rows past the true count belong to no span.
+    let fits = |n: usize| if q.device().runs_kernels() { n <= tokens } else { n == tokens };
     let ascending = spans.windows(2).all(|w| w[0] <= w[1]);
-    if spans.first() != Some(&0) || spans.last().map(|&n| n as usize) != Some(tokens) || !ascending {
+    if spans.first() != Some(&0) || !spans.last().is_some_and(|&n| fits(n as usize)) || !ascending {
         return Err(Error::shape("attention cu_seqlens", format!("must ascend from 0 to {tokens}")));
     }
     Ok(())

@@ -6,9 +6,9 @@ use crate::device::Exec;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::simd::wide;
 use crate::error::{Error, Result};
-use crate::ops::Slot;
+use crate::ops::{Slot, no_kernel};
 use crate::ops::philox::{Stream, uniform};
-use crate::tensor::{Float, Real, Tensor};
+use crate::tensor::{Float, Index, Real, Tensor};
 
 /// NEFTune's noise: its bound m and its random numbers.
 #[derive(Debug, Clone, Copy)]
@@ -21,16 +21,19 @@ pub struct Noise {
 ///
 /// # Errors
 /// [`Error::Shape`] if an id lies outside the table.
-pub fn fwd(table: Slot, ids: &[u32], noise: Option<Noise>) -> Result<Tensor> {
-    if let Some(id) = ids.iter().find(|&&id| id as usize >= table.rows) {
+pub fn fwd(table: Slot, ids: &Index, noise: Option<Noise>) -> Result<Tensor> {
+    if let Some(id) = ids.numbers().iter().find(|&&id| id as usize >= table.rows) {
         return Err(Error::shape("token ids", format!("hold {id}, the embedding has {} rows", table.rows)));
     }
     let n = table.cols;
-    let mut x = Tensor::unwritten(ids.len(), n, table.tensor.dtype(), table.tensor.device())?;
+    let mut x = Tensor::unwritten(ids.rows(), n, table.tensor.dtype(), table.tensor.device())?;
+    x.set_live(ids.live_rows());
     let device = x.device().clone();
-    if let Exec::Cpu(pool) = device.exec() {
-        by_dtype!(x.dtype(), T => {
-            let table = table.slice::<T>();
+    match device.exec() {
+        Exec::Kernels(_) => return Err(no_kernel("embedding", "not built")),
+        Exec::Plan(_) => {}
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
+            let (table, ids) = (table.slice::<T>(), ids.numbers());
             for_rows(pool, 64, rows_of(x.slice_mut::<T>(), n), |rows, x| {
                 for (r, x) in rows.zip(x.chunks_exact_mut(n)) {
                     x.copy_from_slice(&table[ids[r] as usize * n..][..n]);
@@ -42,7 +45,7 @@ pub fn fwd(table: Slot, ids: &[u32], noise: Option<Noise>) -> Result<Tensor> {
                     }
                 }
             });
-        });
+        }),
     }
     Ok(x)
 }
@@ -51,18 +54,20 @@ pub fn fwd(table: Slot, ids: &[u32], noise: Option<Noise>) -> Result<Tensor> {
 ///
 /// # Errors
 /// [`Error::Shape`] if `dx` is not (tokens, hidden).
-pub fn bwd(table: Slot, ids: &[u32], dx: &Tensor, grads: &mut Tensor) -> Result<()> {
-    dx.expect("embedding dx", ids.len(), table.cols, table.tensor.dtype())?;
-    if let Exec::Cpu(_) = dx.device().exec() {
-        by_dtype!(dx.dtype(), T => {
+pub fn bwd(table: Slot, ids: &Index, dx: &Tensor, grads: &mut Tensor) -> Result<()> {
+    dx.expect("embedding dx", ids.rows(), table.cols, table.tensor.dtype())?;
+    match dx.device().exec() {
+        Exec::Kernels(_) => return Err(no_kernel("embedding backward", "not built")),
+        Exec::Plan(_) => {}
+        Exec::Cpu(_) => by_dtype!(dx.dtype(), T => {
             let g = table.grad_of::<<T as Float>::Acc>(grads);
             let n = table.cols;
             wide(|| {
-                for (&id, dx) in ids.iter().zip(dx.slice::<T>().chunks_exact(n)) {
+                for (&id, dx) in ids.numbers().iter().zip(dx.slice::<T>().chunks_exact(n)) {
                     g[id as usize * n..][..n].iter_mut().zip(dx).for_each(|(g, d)| *g += d.acc());
                 }
             });
-        });
+        }),
     }
     Ok(())
 }
@@ -71,28 +76,33 @@ pub fn bwd(table: Slot, ids: &[u32], dx: &Tensor, grads: &mut Tensor) -> Result<
 ///
 /// # Errors
 /// [`Error::Shape`] if a row lies outside.
-pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+pub fn gather(x: &Tensor, rows: &Index) -> Result<Tensor> {
     fwd(Slot::whole(x), rows, None)
 }
 
-/// The transpose of [`gather`]: (tokens, cols), `dy`'s rows at `rows` (each at most once), zeros elsewhere.
+/// The transpose of [`gather`]: a tensor of as many rows as `like`, `dy`'s rows at `rows` (each at most once), zeros
+/// elsewhere.
 ///
 /// # Errors
 /// [`Error::Shape`] if a row lies outside.
-pub fn scatter(dy: &Tensor, rows: &[u32], tokens: usize) -> Result<Tensor> {
-    dy.expect("scatter dy", rows.len(), dy.cols(), dy.dtype())?;
-    if let Some(r) = rows.iter().find(|&&r| r as usize >= tokens) {
+pub fn scatter(dy: &Tensor, rows: &Index, like: &Tensor) -> Result<Tensor> {
+    let tokens = like.rows();
+    dy.expect("scatter dy", rows.rows(), dy.cols(), dy.dtype())?;
+    if let Some(r) = rows.numbers().iter().find(|&&r| r as usize >= tokens) {
         return Err(Error::shape("scatter rows", format!("hold {r}, there are {tokens} tokens")));
     }
-    let mut x = Tensor::zeros(tokens, dy.cols(), dy.dtype(), dy.device())?;
-    if let Exec::Cpu(_) = dy.device().exec() {
-        let n = dy.cols();
-        by_dtype!(dy.dtype(), T => {
+    let mut x = like.rows_like(dy.cols(), dy.dtype())?;
+    x.fill_zero();
+    let n = dy.cols();
+    match dy.device().exec() {
+        Exec::Kernels(_) => return Err(no_kernel("scatter", "not built")),
+        Exec::Plan(_) => {}
+        Exec::Cpu(_) => by_dtype!(dy.dtype(), T => {
             let x = x.slice_mut::<T>();
-            for (&r, dy) in rows.iter().zip(dy.slice::<T>().chunks_exact(n)) {
+            for (&r, dy) in rows.numbers().iter().zip(dy.slice::<T>().chunks_exact(n)) {
                 x[r as usize * n..][..n].copy_from_slice(dy);
             }
-        });
+        }),
     }
     Ok(x)
 }

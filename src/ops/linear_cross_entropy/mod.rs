@@ -8,8 +8,8 @@ mod cpu;
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
-use crate::ops::Slot;
-use crate::tensor::{DType, Float, Tensor};
+use crate::ops::{Slot, no_kernel};
+use crate::tensor::{DType, Float, Index, Tensor};
 
 /// Logits of at most this many elements are alive at once (32 MB in f32).
 const CHUNK_ELEMENTS: usize = 8 << 20;
@@ -19,44 +19,52 @@ pub fn chunk_rows(vocab: usize) -> usize {
     (CHUNK_ELEMENTS / vocab.max(1)).clamp(16, 1024)
 }
 
-/// Sum of the losses of `h` (rows, hidden), row r against `targets[r]`, under the head `w` (vocab, hidden).
+/// Adds to `loss` (1, 1; f64) the sum of the losses of `h` (rows, hidden), row r against `targets[r]`, under the head `w`
+/// (vocab, hidden).
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes do not fit or a target lies outside the vocabulary.
-pub fn fwd(h: &Tensor, w: Slot, targets: &[u32]) -> Result<f64> {
+pub fn fwd(h: &Tensor, w: Slot, targets: &Index, loss: &mut Tensor) -> Result<()> {
     check(h, w, targets)?;
     let mut logits = chunk(h, w, by_dtype!(h.dtype(), T => <<T as Float>::Acc as Float>::DTYPE))?;
     match h.device().exec() {
         Exec::Cpu(pool) => {
-            Ok(by_dtype!(h.dtype(), T => cpu::fwd::<T>(pool, h.slice(), w, targets, logits.slice_mut())))
+            loss.slice_mut::<f64>()[0] +=
+                by_dtype!(h.dtype(), T => cpu::fwd::<T>(pool, h.slice(), w, targets.numbers(), logits.slice_mut()));
         }
-        Exec::Plan(p) => {
-            p.flops(2.0 * h.len() as f64 * w.rows as f64);
-            Ok(0.0)
-        }
+        Exec::Kernels(_) => return Err(no_kernel("linear_cross_entropy", "not built")),
+        Exec::Plan(p) => p.flops(2.0 * h.len() as f64 * w.rows as f64),
     }
+    Ok(())
 }
 
-/// The same sum, and its gradient times `scale` in the place of `h`; `w`'s is added to `grads` where it is trained.
+/// The same, and the gradient times `scale` in the place of `h`; `w`'s is added to `grads` where it is trained. (Kernels
+/// read the scale from the step.)
 ///
 /// # Errors
 /// As [`fwd`].
-pub fn fwd_bwd(mut h: Tensor, w: Slot, targets: &[u32], scale: f64, grads: &mut Tensor) -> Result<(f64, Tensor)> {
+pub fn fwd_bwd(
+    mut h: Tensor,
+    w: Slot,
+    targets: &Index,
+    scale: f64,
+    loss: &mut Tensor,
+    grads: &mut Tensor,
+) -> Result<Tensor> {
     check(&h, w, targets)?;
     let device = h.device().clone();
     let mut logits = chunk(&h, w, by_dtype!(h.dtype(), T => <<T as Float>::Acc as Float>::DTYPE))?;
     let mut dlogits = chunk(&h, w, h.dtype())?;
-    let loss = match device.exec() {
+    match device.exec() {
         Exec::Cpu(pool) => by_dtype!(h.dtype(), T => {
             let scratch = (logits.slice_mut(), dlogits.slice_mut());
-            cpu::fwd_bwd::<T>(pool, h.slice_mut(), w, targets, scale, scratch, grads)
+            loss.slice_mut::<f64>()[0] +=
+                cpu::fwd_bwd::<T>(pool, h.slice_mut(), w, targets.numbers(), scale, scratch, grads)
         }),
-        Exec::Plan(p) => {
-            p.flops(if w.grad { 6.0 } else { 4.0 } * h.len() as f64 * w.rows as f64);
-            0.0
-        }
-    };
-    Ok((loss, h))
+        Exec::Kernels(_) => return Err(no_kernel("linear_cross_entropy", "not built")),
+        Exec::Plan(p) => p.flops(if w.grad { 6.0 } else { 4.0 } * h.len() as f64 * w.rows as f64),
+    }
+    Ok(h)
 }
 
 /// Room for the logits of one chunk.
@@ -64,12 +72,12 @@ fn chunk(h: &Tensor, w: Slot, dtype: DType) -> Result<Tensor> {
     Tensor::unwritten(chunk_rows(w.rows).min(h.rows()), w.rows, dtype, h.device())
 }
 
-fn check(h: &Tensor, w: Slot, targets: &[u32]) -> Result<()> {
+fn check(h: &Tensor, w: Slot, targets: &Index) -> Result<()> {
     w.expect("head", w.rows, h.cols(), h)?;
-    if targets.len() != h.rows() {
-        return Err(Error::shape("targets", format!("has {} elements, h has {} rows", targets.len(), h.rows())));
+    if targets.rows() != h.rows() {
+        return Err(Error::shape("targets", format!("has {} elements, h has {} rows", targets.rows(), h.rows())));
     }
-    match targets.iter().find(|&&t| t as usize >= w.rows) {
+    match targets.numbers().iter().find(|&&t| t as usize >= w.rows) {
         Some(t) => Err(Error::shape("targets", format!("holds {t}, the vocabulary ends at {}", w.rows))),
         None => Ok(()),
     }

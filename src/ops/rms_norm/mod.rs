@@ -5,6 +5,7 @@
 //! dx[r,c] = rstd[r] * (g[r,c] - x[r,c] * rstd[r]^2 * m[r]); dw[c] += sum_r dy[r,c] * x[r,c] * rstd[r].
 
 mod cpu;
+mod launch;
 
 use crate::by_dtype;
 use crate::device::Exec;
@@ -18,9 +19,10 @@ use crate::tensor::Tensor;
 /// [`Error::Shape`] unless cols is a multiple of `w.len()`.
 pub fn fwd(x: &Tensor, w: Slot, eps: f64) -> Result<Tensor> {
     check(x, w)?;
-    let mut y = Tensor::unwritten(x.rows(), x.cols(), x.dtype(), x.device())?;
+    let mut y = x.like()?;
     match x.device().exec() {
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => cpu::fwd::<T>(pool, y.slice_mut(), x.slice(), w.slice(), eps)),
+        Exec::Kernels(l) => launch::fwd(l, &mut y, x, w, eps)?,
         Exec::Plan(p) => p.flops(4.0 * x.len() as f64),
     }
     Ok(y)
@@ -43,7 +45,7 @@ pub fn bwd(
     dy.expect("rms_norm dy", x.rows(), x.cols(), x.dtype())?;
     let (mut dx, accumulate) = match add {
         Some(t) => (t, true),
-        None => (Tensor::unwritten(x.rows(), x.cols(), x.dtype(), x.device())?, false),
+        None => (x.like()?, false),
     };
     dx.expect("rms_norm dx", x.rows(), x.cols(), x.dtype())?;
     match x.device().exec() {
@@ -53,6 +55,12 @@ pub fn bwd(
                 cpu::bwd_weight::<T>(pool, w.grad_of(g), x.slice(), dy.slice(), eps);
             }
         }),
+        Exec::Kernels(l) => {
+            launch::bwd(l, &mut dx, accumulate, x, w, dy, eps)?;
+            if let (true, Some(g)) = (w.grad, grads) {
+                launch::bwd_weight(l, g, x, w, dy, eps)?;
+            }
+        }
         Exec::Plan(p) => p.flops(8.0 * x.len() as f64),
     }
     Ok(dx)

@@ -6,7 +6,8 @@ mod cpu;
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
-use crate::tensor::Tensor;
+use crate::ops::no_kernel;
+use crate::tensor::{Index, Tensor};
 
 /// cos and sin of every (position, frequency): (positions, head_dim / 2) each, scaled by the rope's attention factor.
 pub struct Table {
@@ -49,20 +50,21 @@ pub enum Turn {
 ///
 /// # Errors
 /// [`Error::Shape`] if a position lies beyond the table, or the shapes do not fit.
-pub fn apply(x: &mut Tensor, positions: &[u32], table: &Table, turn: Turn) -> Result<()> {
-    if positions.len() != x.rows() || table.half == 0 || !x.cols().is_multiple_of(2 * table.half) {
+pub fn apply(x: &mut Tensor, positions: &Index, table: &Table, turn: Turn) -> Result<()> {
+    if positions.rows() != x.rows() || table.half == 0 || !x.cols().is_multiple_of(2 * table.half) {
         let why = format!("x is ({}, {}), head_dim {}", x.rows(), x.cols(), 2 * table.half);
-        return Err(Error::shape("rope positions", format!("has {} elements, {why}", positions.len())));
+        return Err(Error::shape("rope positions", format!("has {} elements, {why}", positions.rows())));
     }
-    if let Some(p) = positions.iter().find(|&&p| p as usize >= table.positions()) {
+    if let Some(p) = positions.numbers().iter().find(|&&p| p as usize >= table.positions()) {
         return Err(Error::shape("rope positions", format!("holds {p}, the table ends before {}", table.positions())));
     }
     let device = x.device().clone();
     match device.exec() {
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
             let width = x.cols();
-            cpu::apply::<T>(pool, x.slice_mut(), width, positions, table, turn)
+            cpu::apply::<T>(pool, x.slice_mut(), width, positions.numbers(), table, turn)
         }),
+        Exec::Kernels(_) => return Err(no_kernel("rope", "not built")),
         Exec::Plan(p) => p.flops(3.0 * x.len() as f64),
     }
     Ok(())

@@ -7,6 +7,7 @@ mod cpu;
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::Result;
+use crate::ops::no_kernel;
 use crate::tensor::Tensor;
 
 /// `gate`, `up` (rows, cols) -> h (rows, cols).
@@ -15,9 +16,10 @@ use crate::tensor::Tensor;
 /// [`crate::Error::Shape`] unless both are of one shape.
 pub fn fwd(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     up.expect("swiglu up", gate.rows(), gate.cols(), gate.dtype())?;
-    let mut h = Tensor::unwritten(gate.rows(), gate.cols(), gate.dtype(), gate.device())?;
+    let mut h = gate.like()?;
     match gate.device().exec() {
         Exec::Cpu(pool) => by_dtype!(gate.dtype(), T => cpu::fwd::<T>(pool, h.slice_mut(), gate.slice(), up.slice())),
+        Exec::Kernels(_) => return Err(no_kernel("swiglu", "not built")),
         Exec::Plan(p) => p.flops(5.0 * gate.len() as f64),
     }
     Ok(h)
@@ -34,6 +36,7 @@ pub fn bwd(mut gate: Tensor, mut up: Tensor, dh: &Tensor) -> Result<(Tensor, Ten
         Exec::Cpu(pool) => {
             by_dtype!(dh.dtype(), T => cpu::bwd::<T>(pool, gate.slice_mut(), up.slice_mut(), dh.slice()))
         }
+        Exec::Kernels(_) => return Err(no_kernel("swiglu", "not built")),
         Exec::Plan(p) => p.flops(10.0 * dh.len() as f64),
     }
     Ok((gate, up))

@@ -1,0 +1,253 @@
+//! kernels/*.cu -> one fatbin a file (where nvcc is found), host-run kernels (feature `host-kernels`), the Rust view of
+//! the parameter structs (feature `bindings`), and the table of kernels that src/device/kernel.rs includes.
+//!
+//! Nothing here asks what GPU this machine has.
+
+use std::collections::hash_map::DefaultHasher;
+use std::env;
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+/// What is compiled for: machine code for each, and PTX of the oldest for cards that come later.
+const ARCHITECTURES: [&str; 6] = [
+    "arch=compute_80,code=[sm_80,compute_80]",
+    "arch=compute_86,code=sm_86",
+    "arch=compute_89,code=sm_89",
+    "arch=compute_90a,code=sm_90a",
+    "arch=compute_120,code=sm_120",
+    "arch=compute_120,code=compute_120",
+];
+/// Files of this ending hold `wgmma` and bulk copies, which only compute capability 9.0 has.
+const HOPPER_ONLY: &str = "_sm90";
+
+/// A `QE_KERNEL(name, Params, threads)` line.
+struct Kernel {
+    name: String,
+    params: String,
+    file: String,
+}
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=kernels");
+    for name in ["CUDA_HOME", "LIBCLANG_PATH", "QLORA_WRITE_BINDINGS", "QLORA_NO_NVCC"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    let out = PathBuf::from(env::var("OUT_DIR").unwrap());
+    let sources = sources();
+    let kernels: Vec<Kernel> = sources.iter().flat_map(|path| kernels_of(path)).collect();
+    let toolkit = find_nvcc();
+    let fatbins = match &toolkit {
+        Some(toolkit) => compile_fatbins(toolkit, &sources, &out),
+        None => {
+            println!("cargo:warning=no CUDA compiler found: this build runs on the CPU only (`make setup` brings one)");
+            Vec::new()
+        }
+    };
+    if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
+        compile_host(&sources);
+    }
+    #[cfg(feature = "bindings")]
+    bindings(&out);
+    fs::write(out.join("kernels.rs"), table(&kernels, &fatbins, toolkit.as_ref())).unwrap();
+}
+
+/// kernels/*.cu, by name.
+fn sources() -> Vec<PathBuf> {
+    let mut all: Vec<PathBuf> = fs::read_dir("kernels").unwrap().map(|e| e.unwrap().path()).collect();
+    all.retain(|p| p.extension().is_some_and(|e| e == "cu"));
+    all.sort();
+    all
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().unwrap().to_string_lossy().into_owned()
+}
+
+fn kernels_of(path: &Path) -> Vec<Kernel> {
+    let text = fs::read_to_string(path).unwrap();
+    let args = text.lines().filter_map(|l| l.strip_prefix("QE_KERNEL(")).map(|l| l.split(')').next().unwrap_or(l));
+    args.map(|args| {
+        let parts: Vec<&str> = args.split(',').map(str::trim).collect();
+        let [name, params, ..] = parts[..] else { panic!("{}: QE_KERNEL({args}): two names expected", path.display()) };
+        Kernel { name: name.into(), params: params.into(), file: stem(path) }
+    })
+    .collect()
+}
+
+struct Toolkit {
+    nvcc: PathBuf,
+    version: (u32, u32),
+}
+
+/// nvcc of CUDA_HOME, of PATH, or of .toolchain/ (which `make setup` fills), if it is 12.8 or newer.
+fn find_nvcc() -> Option<Toolkit> {
+    if env::var_os("QLORA_NO_NVCC").is_some() {
+        return None;
+    }
+    let home = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("bin"));
+    let path = env::var_os("PATH").map(|p| env::split_paths(&p).collect::<Vec<_>>()).unwrap_or_default();
+    let own = env::current_dir().unwrap().join(".toolchain/nvidia/cu13/bin");
+    let nvcc = home.into_iter().chain(path).chain([own]).map(|dir| dir.join("nvcc")).find(|nvcc| nvcc.is_file())?;
+    println!("cargo:rerun-if-changed={}", nvcc.display());
+    let text = Command::new(&nvcc).arg("--version").output().ok()?.stdout;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let release = text.split("release ").nth(1).and_then(|t| t.split(',').next()).unwrap_or_default();
+    let (major, minor) = release.split_once('.').unwrap_or_default();
+    let version = (major.parse().unwrap_or(0), minor.parse().unwrap_or(0));
+    if version < (12, 8) {
+        println!("cargo:warning={} is release {release}; 12.8 or newer is needed, so it is not used", nvcc.display());
+        return None;
+    }
+    Some(Toolkit { nvcc, version })
+}
+
+/// Compiles what changed since the last time, as many files at once as cargo has jobs. Returns (stem, fatbin).
+fn compile_fatbins(toolkit: &Toolkit, sources: &[PathBuf], out: &Path) -> Vec<(String, PathBuf)> {
+    let headers = contents(Path::new("kernels/include"));
+    let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let queue = Mutex::new(sources.iter());
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let Some(source) = queue.lock().unwrap().next() else { break };
+                    if let Err(why) = compile_fatbin(toolkit, source, &headers, out) {
+                        failures.lock().unwrap().push(why);
+                    }
+                }
+            });
+        }
+    });
+    let failures = failures.into_inner().unwrap();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    sources.iter().map(|s| (stem(s), out.join(stem(s)).with_extension("fatbin"))).collect()
+}
+
+fn compile_fatbin(toolkit: &Toolkit, source: &Path, headers: &str, out: &Path) -> Result<(), String> {
+    let to = out.join(stem(source)).with_extension("fatbin");
+    let mut command = Command::new(&toolkit.nvcc);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings"]);
+    let hopper = stem(source).ends_with(HOPPER_ONLY);
+    for arch in ARCHITECTURES.iter().filter(|a| !hopper || a.contains("90a")) {
+        command.args(["-gencode", arch]);
+    }
+    if toolkit.version.0 >= 13 {
+        command.arg("--compress-mode=size");
+    }
+    command.arg("-o").arg(&to).arg(source);
+    let mut hasher = DefaultHasher::new();
+    let own = fs::read_to_string(source.with_extension("h")).unwrap_or_default();
+    (format!("{command:?}"), toolkit.version, headers, own, fs::read_to_string(source).unwrap()).hash(&mut hasher);
+    let stamp = to.with_extension("stamp");
+    let hash = hasher.finish().to_string();
+    if to.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == hash) {
+        return Ok(());
+    }
+    let done = command.output().map_err(|e| format!("{}: {e}", toolkit.nvcc.display()))?;
+    if !done.status.success() {
+        let text = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
+        return Err(format!("nvcc could not compile {}:\n{text}", source.display()));
+    }
+    fs::write(stamp, hash).map_err(|e| e.to_string())
+}
+
+/// Every file of a folder, one after the other.
+fn contents(folder: &Path) -> String {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    files.iter().map(|f| fs::read_to_string(f).unwrap()).collect()
+}
+
+/// The same files as C++, with the scheduler that runs them.
+fn compile_host(sources: &[PathBuf]) {
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).debug(true).include("kernels").warnings(true).warnings_into_errors(true);
+    // No C++ library is linked; fused multiply-adds only where a kernel asks for them.
+    build.cpp_link_stdlib(None).flag("-fno-exceptions").flag("-fno-rtti").flag("-ffp-contract=off");
+    build.flag("-Wno-unknown-pragmas").flag("-x").flag("c++");
+    if env::var_os("CARGO_FEATURE_HOST_ASAN").is_some() {
+        build.flag("-fsanitize=address").flag("-fno-omit-frame-pointer");
+        for arg in ["-fsanitize=address", "-static-libasan"] {
+            println!("cargo:rustc-link-arg-tests={arg}");
+        }
+    }
+    build.files(sources.iter().filter(|s| !stem(s).ends_with(HOPPER_ONLY))).file("kernels/host/runtime.cpp");
+    build.compile("qe_host_kernels");
+}
+
+/// bindgen's view of kernels/*.h, held to the committed src/device/abi.rs (or written there on request).
+#[cfg(feature = "bindings")]
+fn bindings(out: &Path) {
+    let mut headers: Vec<PathBuf> = fs::read_dir("kernels").unwrap().map(|e| e.unwrap().path()).collect();
+    headers.retain(|p| p.extension().is_some_and(|e| e == "h"));
+    headers.sort();
+    let all: String = headers.iter().map(|h| format!("#include \"{}\"\n", h.file_name().unwrap().display())).collect();
+    let header =
+        "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
+                  //! Do not edit: change the header and run `make bindings`.\n\
+                  #![allow(missing_docs, non_camel_case_types)]\n\
+                  use half::bf16;";
+    let text = bindgen::Builder::default()
+        .header_contents("kernels.h", &all)
+        .clang_args(["-DQE_BINDGEN", "-Ikernels", "-xc"])
+        .blocklist_type("bf16|__.*|_.*|wchar_t|max_align_t|size_t")
+        .blocklist_var("_.*|true_|false_")
+        .default_macro_constant_type(bindgen::MacroTypeVariation::Unsigned)
+        .layout_tests(false)
+        .disable_header_comment()
+        .raw_line(header)
+        .generate()
+        .expect("bindgen reads the kernels' headers")
+        .to_string();
+    let fresh = out.join("abi.rs");
+    fs::write(&fresh, text).unwrap();
+    // As `cargo fmt` leaves it.
+    let formatted = Command::new("rustfmt").args(["--edition", "2024"]).arg(&fresh).status();
+    assert!(formatted.is_ok_and(|s| s.success()), "rustfmt formats the bindings");
+    let text = fs::read_to_string(&fresh).unwrap();
+    let committed = Path::new("src/device/abi.rs");
+    if env::var_os("QLORA_WRITE_BINDINGS").is_some() {
+        fs::write(committed, text).unwrap();
+    } else if fs::read_to_string(committed).ok() != Some(text) {
+        panic!("src/device/abi.rs is not what kernels/*.h say: run `make bindings`");
+    }
+}
+
+/// The Rust that src/device/kernel.rs includes.
+fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Toolkit>) -> String {
+    let mut s = String::new();
+    let mut params: Vec<&str> = kernels.iter().map(|k| k.params.as_str()).collect();
+    params.sort_unstable();
+    params.dedup();
+    for p in params {
+        writeln!(s, "// SAFETY: made by bindgen from the struct that the kernel takes.\nunsafe impl Params for abi::{p} {{}}").unwrap();
+    }
+    for Kernel { name, params, file } in kernels {
+        let constant = name.to_uppercase();
+        writeln!(s, "/// `{name}` of kernels/{file}.cu.").unwrap();
+        writeln!(s, "pub const {constant}: Kernel<abi::{params}> = Kernel::new({name:?}, {file:?});").unwrap();
+    }
+    writeln!(s, "/// Every kernel and its file.\npub(crate) static ALL: &[(&str, &str)] = &[").unwrap();
+    kernels.iter().for_each(|k| writeln!(s, "({:?}, {:?}),", k.name, k.file).unwrap());
+    writeln!(s, "];\n/// Machine code by file.\npub(crate) static FATBINS: &[(&str, &[u8])] = &[").unwrap();
+    fatbins.iter().for_each(|(stem, path)| writeln!(s, "({stem:?}, include_bytes!({path:?})),").unwrap());
+    let version = toolkit.map(|t| t.version);
+    writeln!(s, "];\n/// Release of the compiler they were made with.\npub const TOOLKIT: Option<(u32, u32)> = {version:?};").unwrap();
+    writeln!(s, "#[cfg(feature = \"host-kernels\")]\nunsafe extern \"C\" {{").unwrap();
+    let on_host = || kernels.iter().filter(|k| !k.file.ends_with(HOPPER_ONLY));
+    for Kernel { name, .. } in on_host() {
+        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;").unwrap();
+    }
+    writeln!(s, "}}\n/// Host-run kernels: name, entry, most threads a block.").unwrap();
+    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[").unwrap();
+    for Kernel { name, .. } in on_host() {
+        writeln!(s, "crate::device::host::Entry {{ name: {name:?}, run: qe_host_{name}, threads: &raw const qe_host_{name}_threads }},").unwrap();
+    }
+    s + "];\n"
+}

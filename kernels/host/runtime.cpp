@@ -1,0 +1,372 @@
+// The scheduler of host-run kernels; what it promises is said in cuda_on_host.h.
+#include "../include/qe.cuh"
+
+#include <cstdio>
+#include <cstdlib>
+#include <sys/mman.h>
+
+#if !defined(__x86_64__)
+#include <ucontext.h>
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#define QE_ASAN 1
+#else
+#define QE_ASAN 0
+#endif
+
+namespace qe {
+namespace host {
+
+__thread Current current;
+
+namespace {
+
+constexpr size_t kStackBytes = QE_ASAN ? 256 << 10 : 64 << 10;
+constexpr unsigned kMaxThreads = 1024;
+constexpr uint64_t kCanary = 0x5AFE57ACC0FFEE00ull;
+
+// What one worker thread needs to run a block: made once, used for every block it runs.
+struct Worker {
+  Fiber fibers[kMaxThreads];
+  Fiber scheduler;
+  void (*kernel)(const void*);
+  const void* params;
+  unsigned threads;
+  bool reversed;
+  bool failed;
+  char why[256];
+#if QE_ASAN
+  const void* home_bottom;  // the scheduler's own stack
+  size_t home_size;
+#endif
+};
+__thread Worker* worker;
+
+#if defined(__x86_64__)
+// Saves what the System V ABI lets a callee not touch, changes stacks, and returns on the other.
+extern "C" void qe_host_switch(void** save, void* to);
+asm(R"(
+.text
+.globl qe_host_switch
+.type qe_host_switch, @function
+qe_host_switch:
+  endbr64
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size qe_host_switch, .-qe_host_switch
+)");
+#endif
+
+// Leaves `from`, goes on with `to`. Returns when somebody goes on with `from`.
+void jump(Fiber& from, Fiber& to) {
+#if QE_ASAN
+  const bool home = &to == &worker->scheduler;
+  const bool last = from.wait == Wait::kDone;
+  __sanitizer_start_switch_fiber(last ? nullptr : &from.asan_stack, home ? worker->home_bottom : to.stack,
+                                 home ? worker->home_size : kStackBytes);
+#endif
+#if defined(__x86_64__)
+  qe_host_switch(&from.sp, to.sp);
+#else
+  swapcontext(static_cast<ucontext_t*>(from.sp), static_cast<ucontext_t*>(to.sp));
+#endif
+#if QE_ASAN
+  __sanitizer_finish_switch_fiber(from.asan_stack, nullptr, nullptr);
+#endif
+}
+
+void fiber_main() {
+  Worker& w = *worker;
+#if QE_ASAN
+  __sanitizer_finish_switch_fiber(nullptr, &w.home_bottom, &w.home_size);
+#endif
+  w.kernel(w.params);
+  Fiber& f = *current.fiber;
+  if (f.pending_count > 0) fail("a thread ends before it has waited for its asynchronous copies", 0);
+  f.wait = Wait::kDone;
+  jump(f, w.scheduler);
+  abort();  // nobody goes on with a thread that is done
+}
+
+// Lays out the stack of a thread that has not begun.
+void prepare(Fiber& f, unsigned thread) {
+  f.thread = thread;
+  f.wait = Wait::kNothing;
+  f.pending_count = f.groups = 0;
+  memcpy(f.stack, &kCanary, sizeof kCanary);
+#if defined(__x86_64__)
+  // As if qe_host_switch had been called from fiber_main's caller: six registers, the address to return to, and a stack
+  // aligned as it is at a function's entry.
+  uint64_t* top = reinterpret_cast<uint64_t*>(f.stack + kStackBytes);
+  *--top = 0;
+  *--top = reinterpret_cast<uint64_t>(&fiber_main);
+  for (int i = 0; i < 6; ++i) *--top = 0;
+  f.sp = top;
+#else
+  ucontext_t* c = reinterpret_cast<ucontext_t*>(f.stack + 64);
+  getcontext(c);
+  c->uc_stack.ss_sp = f.stack + 64 + sizeof(ucontext_t);
+  c->uc_stack.ss_size = kStackBytes - 64 - sizeof(ucontext_t);
+  c->uc_link = nullptr;
+  makecontext(c, fiber_main, 0);
+  f.sp = c;
+#endif
+}
+
+// Runs a thread until it waits or ends.
+void resume(Worker& w, Fiber& f) {
+  current.fiber = &f;
+  current.thread.x = f.thread;
+  f.wait = Wait::kNothing;
+  jump(w.scheduler, f);
+  uint64_t canary;
+  memcpy(&canary, f.stack, sizeof canary);
+  if (canary != kCanary && !w.failed) {
+    w.failed = true;
+    snprintf(w.why, sizeof w.why, "thread %u overran its stack of %zu bytes", f.thread, kStackBytes);
+  }
+}
+
+void product(Fiber* lanes) {
+  float a[16][16], b[16][8], d[16][8];
+  const auto pair = [](unsigned r, float& lo, float& hi) {
+    lo = f32(bf16{static_cast<unsigned short>(r)});
+    hi = f32(bf16{static_cast<unsigned short>(r >> 16)});
+  };
+  for (int l = 0; l < QE_WARP; ++l) {
+    const Mma& m = *static_cast<Mma*>(lanes[l].argument);
+    const int g = l / 4, t = l % 4;
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + 8 * (i % 2), col = 2 * t + 8 * (i / 2);
+      pair(m.a[i], a[row][col], a[row][col + 1]);
+      d[g + 8 * (i / 2)][2 * t + i % 2] = m.d[i];
+    }
+    for (int i = 0; i < 2; ++i) pair(m.b[i], b[2 * t + 8 * i][g], b[2 * t + 8 * i + 1][g]);
+  }
+  for (int i = 0; i < 16; ++i)
+    for (int k = 0; k < 16; ++k)
+      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
+  for (int l = 0; l < QE_WARP; ++l) {
+    const Mma& m = *static_cast<Mma*>(lanes[l].argument);
+    for (int i = 0; i < 4; ++i) m.d[i] = d[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
+  }
+}
+
+void load_matrices(Fiber* lanes, bool trans) {
+  unsigned short rows[32][8];
+  for (int l = 0; l < QE_WARP; ++l) memcpy(rows[l], static_cast<Ldmatrix*>(lanes[l].argument)->row, 16);
+  for (int l = 0; l < QE_WARP; ++l) {
+    const int g = l / 4, t = l % 4;
+    for (int i = 0; i < 4; ++i) {
+      const unsigned short lo = trans ? rows[8 * i + 2 * t][g] : rows[8 * i + g][2 * t];
+      const unsigned short hi = trans ? rows[8 * i + 2 * t + 1][g] : rows[8 * i + g][2 * t + 1];
+      static_cast<Ldmatrix*>(lanes[l].argument)->r[i] = static_cast<unsigned>(lo) | static_cast<unsigned>(hi) << 16;
+    }
+  }
+}
+
+// All 32 lanes have arrived with the same collective at the same line.
+void collect(Fiber* lanes) {
+  switch (lanes[0].collective) {
+    case Collective::kSync:
+      break;
+    case Collective::kShuffle:
+      for (int l = 0; l < QE_WARP; ++l) {
+        Shuffle& s = *static_cast<Shuffle*>(lanes[l].argument);
+        s.result = static_cast<Shuffle*>(lanes[s.from].argument)->value;
+      }
+      break;
+    case Collective::kBallot: {
+      unsigned bits = 0;
+      for (int l = 0; l < QE_WARP; ++l) bits |= unsigned{static_cast<Ballot*>(lanes[l].argument)->value} << l;
+      for (int l = 0; l < QE_WARP; ++l) static_cast<Ballot*>(lanes[l].argument)->result = bits;
+      break;
+    }
+    case Collective::kMmaBf16:
+      product(lanes);
+      break;
+    case Collective::kLdmatrix:
+    case Collective::kLdmatrixTrans:
+      load_matrices(lanes, lanes[0].collective == Collective::kLdmatrixTrans);
+      break;
+  }
+}
+
+const char* name_of(Wait w) {
+  switch (w) {
+    case Wait::kBlock:
+      return "waits for the block";
+    case Wait::kWarp:
+      return "waits for its warp";
+    case Wait::kDone:
+      return "has ended";
+    default:
+      return "runs";
+  }
+}
+
+void diverged(Worker& w, const Fiber& a, const Fiber& b) {
+  if (w.failed) return;
+  w.failed = true;
+  snprintf(w.why, sizeof w.why, "threads diverge in block (%u, %u, %u): thread %u %s at line %d, thread %u %s at line %d",
+           current.block.x, current.block.y, current.block.z, a.thread, name_of(a.wait), a.line, b.thread,
+           name_of(b.wait), b.line);
+}
+
+// Runs a warp until every lane has ended or waits for the block.
+void run_warp(Worker& w, Fiber* lanes) {
+  for (;;) {
+    for (int i = 0; i < QE_WARP && !w.failed; ++i) {
+      Fiber& f = lanes[w.reversed ? QE_WARP - 1 - i : i];
+      if (f.wait == Wait::kNothing) resume(w, f);
+    }
+    if (w.failed) return;
+    const Fiber* collective = nullptr;
+    for (int l = 0; l < QE_WARP; ++l)
+      if (lanes[l].wait == Wait::kWarp) collective = &lanes[l];
+    if (collective == nullptr) return;
+    for (int l = 0; l < QE_WARP; ++l) {
+      const Fiber& f = lanes[l];
+      if (f.wait != Wait::kWarp || f.line != collective->line || f.collective != collective->collective)
+        return diverged(w, *collective, f);
+    }
+    collect(lanes);
+    for (int l = 0; l < QE_WARP; ++l) lanes[l].wait = Wait::kNothing;
+  }
+}
+
+void run_block(Worker& w) {
+  for (unsigned t = 0; t < w.threads; ++t) prepare(w.fibers[t], t);
+  const unsigned warps = w.threads / QE_WARP;
+  for (;;) {
+    for (unsigned i = 0; i < warps && !w.failed; ++i)
+      run_warp(w, &w.fibers[(w.reversed ? warps - 1 - i : i) * QE_WARP]);
+    if (w.failed) return;
+    const Fiber& first = w.fibers[0];
+    for (unsigned t = 0; t < w.threads; ++t) {
+      const Fiber& f = w.fibers[t];
+      if (f.wait != first.wait || (f.wait == Wait::kBlock && f.line != first.line)) return diverged(w, first, f);
+    }
+    if (first.wait == Wait::kDone) return;
+    for (unsigned t = 0; t < w.threads; ++t) w.fibers[t].wait = Wait::kNothing;
+  }
+}
+
+// This thread's worker. Its memory stays with the thread.
+Worker* get_worker() {
+  if (worker != nullptr) return worker;
+  Worker* w = static_cast<Worker*>(calloc(1, sizeof(Worker)));
+  void* stacks = mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (w == nullptr || stacks == MAP_FAILED) return nullptr;
+  for (unsigned t = 0; t < kMaxThreads; ++t) w->fibers[t].stack = static_cast<char*>(stacks) + kStackBytes * t;
+#if !defined(__x86_64__)
+  w->scheduler.sp = calloc(1, sizeof(ucontext_t));
+#endif
+  return worker = w;
+}
+
+}  // namespace
+
+void wait_block(int line) {
+  Fiber& f = *current.fiber;
+  f.wait = Wait::kBlock;
+  f.line = line;
+  jump(f, worker->scheduler);
+}
+
+void wait_warp(Collective what, void* argument, int line) {
+  Fiber& f = *current.fiber;
+  f.wait = Wait::kWarp;
+  f.collective = what;
+  f.argument = argument;
+  f.line = line;
+  jump(f, worker->scheduler);
+}
+
+void fail(const char* why, int line) {
+  Worker& w = *worker;
+  if (!w.failed) {
+    w.failed = true;
+    snprintf(w.why, sizeof w.why, "%s (thread %u, line %d)", why, current.fiber->thread, line);
+  }
+  current.fiber->wait = Wait::kDone;
+  jump(*current.fiber, w.scheduler);
+  abort();
+}
+
+void cp_async(void* dst, const void* src, int bytes, bool valid) {
+  Fiber& f = *current.fiber;
+  const uintptr_t misaligned = (reinterpret_cast<uintptr_t>(dst) | (valid ? reinterpret_cast<uintptr_t>(src) : 0)) % bytes;
+  if (misaligned != 0) fail("an asynchronous copy of unaligned addresses", 0);
+  if (f.pending_count == kMaxPending) fail("too many asynchronous copies under way", 0);
+  f.pending_group[f.pending_count] = f.groups;
+  f.pending[f.pending_count++] = PendingCopy{dst, valid ? src : nullptr, bytes};
+}
+
+void cp_async_commit() { ++current.fiber->groups; }
+
+void cp_async_wait(int newest) {
+  Fiber& f = *current.fiber;
+  int left = 0;
+  for (int i = 0; i < f.pending_count; ++i) {
+    const PendingCopy& c = f.pending[i];
+    // Group numbers count up; the open group is not waited for.
+    if (f.pending_group[i] < f.groups - newest) {
+      if (c.src != nullptr) memcpy(c.dst, c.src, c.bytes);
+      else memset(c.dst, 0, c.bytes);
+    } else {
+      f.pending_group[left] = f.pending_group[i];
+      f.pending[left++] = c;
+    }
+  }
+  f.pending_count = left;
+}
+
+}  // namespace host
+}  // namespace qe
+
+// Runs the blocks first .. last (counted along x, then y, then z) of a launch. Returns 0, or 1 with `why` written.
+extern "C" int qe_host_run(void (*kernel)(const void*), const void* params, const unsigned* grid, unsigned threads,
+                           size_t shared_bytes, uint64_t first, uint64_t last, int reversed, char* why, size_t why_size) {
+  using namespace qe::host;
+  Worker* w = get_worker();
+  unsigned char* shared = nullptr;
+  if (w == nullptr || (shared_bytes > 0 && posix_memalign(reinterpret_cast<void**>(&shared), 128, shared_bytes) != 0)) {
+    snprintf(why, why_size, "no memory for the threads' stacks");
+    return 1;
+  }
+  w->kernel = kernel;
+  w->params = params;
+  w->threads = threads;
+  w->reversed = reversed != 0;
+  w->failed = false;
+  current.shared = shared;
+  current.shared_bytes = shared_bytes;
+  current.block_dim = Dim3{threads, 1, 1};
+  current.grid_dim = Dim3{grid[0], grid[1], grid[2]};
+  for (uint64_t i = first; i < last && !w->failed; ++i) {
+    const uint64_t b = reversed ? first + last - 1 - i : i;
+    current.block = Dim3{static_cast<unsigned>(b % grid[0]), static_cast<unsigned>(b / grid[0] % grid[1]),
+                         static_cast<unsigned>(b / grid[0] / grid[1])};
+    if (shared_bytes > 0) memset(shared, 0xFF, shared_bytes);
+    run_block(*w);
+  }
+  free(shared);
+  if (!w->failed) return 0;
+  snprintf(why, why_size, "%s", w->why);
+  return 1;
+}

@@ -1,0 +1,46 @@
+// Tensor-core products and the loads that feed them (PTX ISA 9.0, mma.sync and ldmatrix): D = A B + D with A (16, 16) row
+// major, B (16, 8) column major, D (16, 8) in f32.
+//
+// Fragments, with g = lane / 4 and t = lane % 4; a register holds two neighbouring bf16, the lower index low:
+//   a[0] A[g][2t..]   a[1] A[g+8][2t..]   a[2] A[g][2t+8..]   a[3] A[g+8][2t+8..]
+//   b[0] B[2t..][g]   b[1] B[2t+8..][g]
+//   d[0] D[g][2t]     d[1] D[g][2t+1]     d[2] D[g+8][2t]     d[3] D[g+8][2t+1]
+// ldmatrix: lane l gives the address of row l % 8 of matrix l / 8 (8 rows of 16 bytes); register i of lane l receives
+// elements 2t, 2t+1 of row g of matrix i, or with `trans` elements 2t, 2t+1 of column g.
+#pragma once
+#include "qe.cuh"
+
+namespace qe {
+#if defined(__CUDACC__)
+QE_DEV void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+QE_DEV void ldmatrix_x4(unsigned (&r)[4], const void* row) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+QE_DEV void ldmatrix_x4_trans(unsigned (&r)[4], const void* row) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+#else
+QE_DEV void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
+  host::mma_bf16(d, a, b, line);
+}
+QE_DEV void ldmatrix_x4(unsigned (&r)[4], const void* row, int line = __builtin_LINE()) {
+  host::ldmatrix_x4(r, row, false, line);
+}
+QE_DEV void ldmatrix_x4_trans(unsigned (&r)[4], const void* row, int line = __builtin_LINE()) {
+  host::ldmatrix_x4(r, row, true, line);
+}
+#endif
+}  // namespace qe

@@ -1,0 +1,46 @@
+//! A batch as ops read it: on the CPU the batch itself; for kernels copies in device memory, of sizes rounded up to buckets
+//! so that few different steps exist, and the true counts beside them.
+
+use crate::data::Batch;
+use crate::device::{Device, abi};
+use crate::error::Result;
+use crate::tensor::{Index, Live};
+
+/// Tokens, and rows that reach the head, are rounded up to multiples of this on kernels.
+pub const BUCKET: usize = 64;
+
+/// The numbers of a batch.
+pub(super) struct Input<'a> {
+    pub ids: Index<'a>,
+    pub positions: Index<'a>,
+    pub cu_seqlens: Index<'a>,
+    pub loss_rows: Index<'a>,
+    pub targets: Index<'a>,
+}
+
+impl<'a> Input<'a> {
+    /// Copies the batch to the device, and `step` with the batch's counts filled in.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`]; [`crate::Error::Shape`] if a count does not fit into 32 bits.
+    pub fn new(batch: &'a Batch, step: abi::Step, device: &Device) -> Result<Self> {
+        let tokens = batch.ids.len().next_multiple_of(BUCKET);
+        let rows = batch.loss_rows.len().next_multiple_of(BUCKET);
+        // A span has a token at least; one start more than spans.
+        let starts = tokens + 1;
+        device.set_step(abi::Step {
+            tokens: crate::ops::size("tokens", batch.ids.len())?,
+            sequences: crate::ops::size("sequences", batch.cu_seqlens.len().saturating_sub(1))?,
+            loss_rows: crate::ops::size("rows", batch.loss_rows.len())?,
+            ..step
+        });
+        let (of_tokens, of_rows) = (Live::tokens(device), Live::loss_rows(device));
+        Ok(Input {
+            ids: Index::new(&batch.ids, tokens, of_tokens, device)?,
+            positions: Index::new(&batch.positions, tokens, of_tokens, device)?,
+            cu_seqlens: Index::new(&batch.cu_seqlens, starts, None, device)?,
+            loss_rows: Index::new(&batch.loss_rows, rows, of_rows, device)?,
+            targets: Index::new(&batch.targets, rows, of_rows, device)?,
+        })
+    }
+}

@@ -1,0 +1,59 @@
+use crate::device::{Launcher, abi, kernels};
+use crate::error::Result;
+use crate::ops::{Slot, bf16_only, size};
+use crate::tensor::Tensor;
+
+/// Groups that a block works on: one a warp.
+const GROUPS: usize = (abi::RMS_NORM_BLOCK / abi::QE_WARP) as usize;
+
+/// Enqueues `rms_norm_fwd`; formula and shapes: kernels/rms_norm.h. Shapes were checked by [`super::fwd`].
+pub(super) fn fwd(l: &Launcher, y: &mut Tensor, x: &Tensor, w: Slot, eps: f64) -> Result<()> {
+    bf16_only("rms_norm x", x)?;
+    let groups = x.len() / w.len();
+    let p = abi::RmsNormFwd {
+        y: y.ptr_mut(),
+        x: x.ptr(),
+        w: w.ptr(),
+        live: x.live(),
+        rows: size("rms_norm rows", x.rows())?,
+        per_row: size("rms_norm groups", x.cols() / w.len())?,
+        n: size("rms_norm columns", w.len())?,
+        eps: eps as f32,
+    };
+    l.kernel(kernels::RMS_NORM_FWD).grid(groups.div_ceil(GROUPS)).block(abi::RMS_NORM_BLOCK).launch(&p)
+}
+
+/// Enqueues `rms_norm_bwd`. Shapes were checked by [`super::bwd`].
+pub(super) fn bwd(l: &Launcher, dx: &mut Tensor, add: bool, x: &Tensor, w: Slot, dy: &Tensor, eps: f64) -> Result<()> {
+    bf16_only("rms_norm x", x)?;
+    let groups = x.len() / w.len();
+    let p = abi::RmsNormBwd {
+        dx: dx.ptr_mut(),
+        x: x.ptr(),
+        w: w.ptr(),
+        dy: dy.ptr(),
+        live: x.live(),
+        rows: size("rms_norm rows", x.rows())?,
+        per_row: size("rms_norm groups", x.cols() / w.len())?,
+        n: size("rms_norm columns", w.len())?,
+        add: i32::from(add),
+        eps: eps as f32,
+    };
+    l.kernel(kernels::RMS_NORM_BWD).grid(groups.div_ceil(GROUPS)).block(abi::RMS_NORM_BLOCK).launch(&p)
+}
+
+/// Enqueues `rms_norm_weight`: the gradient of `w` is added to its place in `grads`.
+pub(super) fn bwd_weight(l: &Launcher, grads: &mut Tensor, x: &Tensor, w: Slot, dy: &Tensor, eps: f64) -> Result<()> {
+    let p = abi::RmsNormWeight {
+        dw: w.grad_ptr(grads),
+        x: x.ptr(),
+        dy: dy.ptr(),
+        live: x.live(),
+        rows: size("rms_norm rows", x.rows())?,
+        per_row: size("rms_norm groups", x.cols() / w.len())?,
+        n: size("rms_norm columns", w.len())?,
+        eps: eps as f32,
+    };
+    let block = abi::RMS_NORM_BLOCK;
+    l.kernel(kernels::RMS_NORM_WEIGHT).grid(w.len().div_ceil(block as usize)).block(block).launch(&p)
+}
