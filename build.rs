@@ -48,9 +48,8 @@ fn main() {
             Vec::new()
         }
     };
-    if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
-        compile_host(&sources);
-    }
+    #[cfg(feature = "host-kernels")]
+    compile_host(&sources);
     #[cfg(feature = "bindings")]
     bindings(&out);
     fs::write(out.join("kernels.rs"), table(&kernels, &fatbins, toolkit.as_ref())).unwrap();
@@ -165,6 +164,7 @@ fn contents(folder: &Path) -> String {
 }
 
 /// The same files as C++, with the scheduler that runs them.
+#[cfg(feature = "host-kernels")]
 fn compile_host(sources: &[PathBuf]) {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).include("kernels").warnings(true).warnings_into_errors(true);
@@ -188,8 +188,7 @@ fn bindings(out: &Path) {
     headers.retain(|p| p.extension().is_some_and(|e| e == "h"));
     headers.sort();
     let all: String = headers.iter().map(|h| format!("#include \"{}\"\n", h.file_name().unwrap().display())).collect();
-    let header =
-        "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
+    let header = "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
                   //! Do not edit: change the header and run `make bindings`.\n\
                   #![allow(missing_docs, non_camel_case_types)]\n\
                   use half::bf16;";
@@ -226,7 +225,11 @@ fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Too
     params.sort_unstable();
     params.dedup();
     for p in params {
-        writeln!(s, "// SAFETY: made by bindgen from the struct that the kernel takes.\nunsafe impl Params for abi::{p} {{}}").unwrap();
+        writeln!(
+            s,
+            "// SAFETY: made by bindgen from the struct that the kernel takes.\nunsafe impl Params for abi::{p} {{}}"
+        )
+        .unwrap();
     }
     for Kernel { name, params, file } in kernels {
         let constant = name.to_uppercase();
@@ -238,14 +241,20 @@ fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Too
     writeln!(s, "];\n/// Machine code by file.\npub(crate) static FATBINS: &[(&str, &[u8])] = &[").unwrap();
     fatbins.iter().for_each(|(stem, path)| writeln!(s, "({stem:?}, include_bytes!({path:?})),").unwrap());
     let version = toolkit.map(|t| t.version);
-    writeln!(s, "];\n/// Release of the compiler they were made with.\npub const TOOLKIT: Option<(u32, u32)> = {version:?};").unwrap();
+    writeln!(
+        s,
+        "];\n/// Release of the compiler they were made with.\npub const TOOLKIT: Option<(u32, u32)> = {version:?};"
+    )
+    .unwrap();
     writeln!(s, "#[cfg(feature = \"host-kernels\")]\nunsafe extern \"C\" {{").unwrap();
     let on_host = || kernels.iter().filter(|k| !k.file.ends_with(HOPPER_ONLY));
     for Kernel { name, .. } in on_host() {
-        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;").unwrap();
+        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;")
+            .unwrap();
     }
     writeln!(s, "}}\n/// Host-run kernels: name, entry, most threads a block.").unwrap();
-    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[").unwrap();
+    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[")
+        .unwrap();
     for Kernel { name, .. } in on_host() {
         writeln!(s, "crate::device::host::Entry {{ name: {name:?}, run: qe_host_{name}, threads: &raw const qe_host_{name}_threads }},").unwrap();
     }

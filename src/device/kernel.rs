@@ -3,9 +3,9 @@
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Buffer, abi, bytes_of};
 #[cfg(feature = "host-kernels")]
 use super::host::Host;
+use super::{Buffer, abi, bytes_of};
 use crate::error::{Error, Result};
 
 /// The one struct that a kernel takes, by value.
@@ -123,11 +123,12 @@ impl<P: Params> Launch<'_, P> {
             return Ok(());
         }
         let grid = self.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        self.check().and_then(|()| match &self.launcher.to {
-            #[cfg(feature = "host-kernels")]
-            To::Host(host) => host.run(self.kernel.name, grid, self.block, self.shared, p),
-        })
-        .map_err(|why| Error::Kernel { name: self.kernel.name, grid, block: [self.block, 1, 1], why })
+        self.check()
+            .and_then(|()| match &self.launcher.to {
+                #[cfg(feature = "host-kernels")]
+                To::Host(host) => host.run(self.kernel.name, grid, self.block, self.shared, p),
+            })
+            .map_err(|why| Error::Kernel { name: self.kernel.name, grid, block: [self.block, 1, 1], why })
     }
 
     fn check(&self) -> std::result::Result<(), String> {

@@ -1,8 +1,9 @@
 //! The whole model: embedding, blocks, final norm, head and loss; forward, and forward with backward.
 
-use super::block::{Block, Context, Policy, Saved};
+use super::block::{Block, Context, Saved};
 use super::input::Input;
 use super::params::Params;
+use super::policy::Policies;
 use super::spec::Spec;
 use super::weights::{Vector, Weight};
 use crate::data::Batch;
@@ -35,7 +36,7 @@ pub struct Model {
 /// How a training pass runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Pass {
-    pub policy: Policy,
+    pub policy: Policies,
     /// Probability of the adapters' dropout.
     pub dropout: f64,
     /// NEFTune's alpha.
@@ -136,7 +137,7 @@ impl Model {
             x = if i < first {
                 block.infer(x, c)?
             } else {
-                let (y, s) = block.fwd(x, c, pass.policy)?;
+                let (y, s) = block.fwd(x, c, pass.policy.of(i))?;
                 saved.push(s);
                 y
             };

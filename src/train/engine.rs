@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::data::Batch;
 use crate::device::{Layout, Reserved};
 use crate::error::{Error, Result};
-use crate::model::{Model, Params, Pass, Policy};
+use crate::model::{Model, Params, Pass, Policies, Policy};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::grad_norm;
 use crate::tensor::{DType, Tensor};
@@ -45,7 +45,7 @@ struct Hyper {
     dropout: f64,
     neftune: Option<f64>,
     seed: u64,
-    policy: Policy,
+    policies: Policies,
 }
 
 /// What an optimizer step gives.
@@ -80,7 +80,7 @@ impl Engine {
             dropout: config.tune.lora_dropout,
             neftune: t.neftune_noise_alpha,
             seed: t.seed,
-            policy: policy(config),
+            policies: plan.policies,
         };
         Ok(Engine {
             grads: model.params.zeros_like()?,
@@ -106,7 +106,7 @@ impl Engine {
         self.loss.fill_zero();
         for (i, batch) in window.iter().enumerate() {
             let pass = Pass {
-                policy: h.policy,
+                policy: h.policies,
                 dropout: h.dropout,
                 neftune: h.neftune,
                 seed: h.seed,
