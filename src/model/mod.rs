@@ -11,6 +11,7 @@ mod spec;
 mod weights;
 
 pub use decoder::{Model, Pass};
+pub use input::{Input, Shape};
 pub use load::{Options, load};
 pub use params::{Entry, Params};
 pub use policy::{Policies, Policy};
