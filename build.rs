@@ -131,7 +131,7 @@ fn compile_fatbins(toolkit: &Toolkit, sources: &[PathBuf], out: &Path) -> Vec<(S
 fn compile_fatbin(toolkit: &Toolkit, source: &Path, headers: &str, out: &Path) -> Result<(), String> {
     let to = out.join(stem(source)).with_extension("fatbin");
     let mut command = Command::new(&toolkit.nvcc);
-    command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings"]);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings", "-Xptxas", "-v"]);
     let hopper = stem(source).ends_with(HOPPER_ONLY);
     for arch in ARCHITECTURES.iter().filter(|a| !hopper || a.contains("90a")) {
         command.args(["-gencode", arch]);
@@ -153,7 +153,32 @@ fn compile_fatbin(toolkit: &Toolkit, source: &Path, headers: &str, out: &Path) -
         let text = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
         return Err(format!("nvcc could not compile {}:\n{text}", source.display()));
     }
+    fs::write(to.with_extension("ptxas"), done.stderr).map_err(|e| e.to_string())?;
     fs::write(stamp, hash).map_err(|e| e.to_string())
+}
+
+/// What the assembler said of each kernel on each architecture, as Rust: `Usage { .. },` a line.
+fn usages(fatbins: &[(String, PathBuf)]) -> String {
+    let mut s = String::new();
+    for (file, path) in fatbins {
+        let text = fs::read_to_string(path.with_extension("ptxas")).unwrap();
+        let (mut name, mut arch, mut spills) = ("", "", (0u32, 0u32, 0u32));
+        for line in text.lines() {
+            let numbers: Vec<u32> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+            if line.contains("Compiling entry function") {
+                let quoted: Vec<&str> = line.split('\'').collect();
+                (name, arch) = (quoted[1], quoted[3]);
+            } else if line.contains("bytes stack frame") {
+                spills = (numbers[0], numbers[1], numbers[2]);
+            } else if line.contains("Used") && line.contains("registers") && !name.is_empty() {
+                let (registers, (stack, stores, loads)) = (numbers[0], spills);
+                let spilled = stores + loads;
+                writeln!(s, "Usage {{ kernel: {name:?}, file: {file:?}, arch: {arch:?}, registers: {registers}, stack: {stack}, spilled: {spilled} }},").unwrap();
+                name = "";
+            }
+        }
+    }
+    s
 }
 
 /// Every file of a folder, one after the other.
@@ -240,6 +265,8 @@ fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Too
     kernels.iter().for_each(|k| writeln!(s, "({:?}, {:?}),", k.name, k.file).unwrap());
     writeln!(s, "];\n/// Machine code by file.\npub(crate) static FATBINS: &[(&str, &[u8])] = &[").unwrap();
     fatbins.iter().for_each(|(stem, path)| writeln!(s, "({stem:?}, include_bytes!({path:?})),").unwrap());
+    writeln!(s, "];\n/// What the compiler made of each kernel on each architecture.\npub static USAGE: &[Usage] = &[").unwrap();
+    s += &usages(fatbins);
     let version = toolkit.map(|t| t.version);
     writeln!(
         s,
