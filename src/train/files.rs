@@ -154,7 +154,7 @@ pub fn read(dir: &Path, config: &Config, params: &mut Params) -> Result<()> {
         file.expect(&name, &e.shape)?.read_f32(&mut values)?;
         params.set(i, &values)?;
     }
-    params.refresh();
+    params.refresh()?;
     Ok(())
 }
 
@@ -178,6 +178,6 @@ pub fn read_optimizer(dir: &Path, config: &Config, params: &mut Params, moments:
         let n = t.len();
         file.expect(name, &[n])?.read_f32(t.slice_mut::<f32>())?;
     }
-    params.refresh();
+    params.refresh()?;
     Ok(())
 }
