@@ -120,7 +120,7 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
             let values = first_values(&params.entries[i], i, from, o, checkpoint.as_ref(), &adapters)?;
             params.set(i, &values)?;
         }
-        params.refresh();
+        params.refresh()?;
     }
     let positions = if device.is_plan() { 1 } else { o.max_positions };
     let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1));

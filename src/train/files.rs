@@ -154,7 +154,7 @@ pub fn read(dir: &Path, config: &Config, params: &mut Params) -> Result<()> {
         file.expect(&name, &e.shape)?.read_f32(&mut values)?;
         params.set(i, &values)?;
     }
-    params.refresh();
+    params.refresh()?;
     Ok(())
 }
 
@@ -179,6 +179,6 @@ pub fn read_optimizer(dir: &Path, config: &Config, params: &mut Params, moments:
         file.expect(name, &[t.len()])?.read_f32(&mut values)?;
         t.write(0, &values);
     }
-    params.refresh();
+    params.refresh()?;
     Ok(())
 }
