@@ -122,7 +122,10 @@ impl Buffer {
 
     /// Copies the bytes from `at` on into `to`. Panics when planned: there are none.
     pub(crate) fn read(&self, at: usize, to: &mut [u8]) {
-        assert!(!matches!(self.place, Place::Planned { .. }), "a planned buffer has no bytes: an op computed in a plan");
+        assert!(
+            !matches!(self.place, Place::Planned { .. }),
+            "a planned buffer has no bytes: an op computed in a plan"
+        );
         // SAFETY: as in `bytes`.
         let all = unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) };
         to.copy_from_slice(&all[at..at + to.len()]);

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::data::Batch;
 use crate::device::{Layout, Reserved};
 use crate::error::{Error, Result};
-use crate::model::{Model, Pass, Policy};
+use crate::model::{Model, Pass, Policies, Policy};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::grad_norm;
 use crate::tensor::{DType, Tensor};
@@ -46,7 +46,7 @@ struct Hyper {
     dropout: f64,
     neftune: Option<f64>,
     seed: u64,
-    policy: Policy,
+    policies: Policies,
 }
 
 /// What an optimizer step gives.
@@ -81,7 +81,7 @@ impl Engine {
             dropout: config.tune.lora_dropout,
             neftune: t.neftune_noise_alpha,
             seed: t.seed,
-            policy: policy(config),
+            policies: plan.policies,
         };
         let decays = model.params.entries.iter().map(|e| (e.range(), e.decay));
         Ok(Engine {
@@ -110,7 +110,7 @@ impl Engine {
         self.loss.fill_zero();
         for (i, batch) in window.iter().enumerate() {
             let pass = Pass {
-                policy: h.policy,
+                policy: h.policies,
                 dropout: h.dropout,
                 neftune: h.neftune,
                 seed: h.seed,

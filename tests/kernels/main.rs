@@ -4,6 +4,7 @@ mod adamw;
 mod grad_norm;
 mod nf4;
 mod rms_norm;
+mod usage;
 
 use half::bf16;
 use qlora_engine::device::Device;
