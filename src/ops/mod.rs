@@ -8,6 +8,7 @@ pub mod grad_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod philox;
+pub(crate) mod product;
 pub mod rms_norm;
 pub mod rope;
 mod sums;
