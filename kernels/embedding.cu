@@ -8,7 +8,7 @@ using namespace qe;
 
 constexpr int kPack = EMBEDDING_PACK;
 constexpr int kWarps = EMBEDDING_BLOCK / QE_WARP;
-constexpr int kSteps = 4;                             // ids that a thread looks at between two barriers
+constexpr int kSteps = EMBEDDING_STEPS;
 constexpr int kChunk = kSteps * EMBEDDING_BLOCK;
 
 QE_DEV void copy_row(bf16* to, const bf16* from, int cols) {
@@ -56,10 +56,6 @@ QE_DEV Columns columns_of_thread(const EmbeddingBwd& p) {
   for (int i = 0; i < kPack; ++i) c.count += c.first + i * c.step < p.cols;
   return c;
 }
-
-struct Smem {
-  unsigned found[kSteps][kWarps];  // a bit for each id of the chunk
-};
 }  // namespace
 
 QE_KERNEL(embedding_fwd, EmbeddingFwd, EMBEDDING_BLOCK) {
@@ -80,7 +76,7 @@ QE_KERNEL(embedding_scatter, EmbeddingScatter, EMBEDDING_BLOCK) {
 }
 
 QE_KERNEL(embedding_bwd, EmbeddingBwd, EMBEDDING_BLOCK) {
-  Smem& s = shared<Smem>();
+  EmbeddingSmem& s = shared<EmbeddingSmem>();
   const long long own = blockIdx.x, rows = live_rows(p.live, p.rows);
   if (own >= rows) return;
   const unsigned id = p.ids[own];
