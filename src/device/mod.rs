@@ -4,6 +4,7 @@
 
 pub mod abi;
 mod buffer;
+mod card;
 pub mod gemm;
 #[cfg(feature = "host-kernels")]
 pub(crate) mod host;
@@ -16,6 +17,7 @@ pub mod simd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
+pub use card::Card;
 pub use kernel::{Kernel, Launcher, kernels};
 pub use layout::{Layout, Recorder};
 
@@ -147,7 +149,7 @@ impl Device {
     }
 
     /// Tells kernels the counts and the random seed of the step that follows. Nothing else reads them.
-    pub(crate) fn set_step(&self, step: abi::Step) {
+    pub fn set_step(&self, step: abi::Step) {
         if let Kind::Kernels(launcher) = &self.0.kind {
             launcher.set_step(step);
         }
