@@ -10,6 +10,7 @@ struct Philox {
 QE_DEV Philox philox(unsigned long long seed, unsigned step, unsigned module, unsigned long long index) {
   unsigned k0 = static_cast<unsigned>(seed), k1 = static_cast<unsigned>(seed >> 32);
   unsigned c0 = static_cast<unsigned>(index), c1 = static_cast<unsigned>(index >> 32), c2 = step, c3 = module;
+#pragma unroll 1  // independent calls would otherwise be interleaved, at the price of many registers
   for (int round = 0; round < 10; ++round) {
     const unsigned hi0 = __umulhi(c0, 0xD2511F53u), lo0 = c0 * 0xD2511F53u;
     const unsigned hi1 = __umulhi(c2, 0xCD9E8D57u), lo1 = c2 * 0xCD9E8D57u;

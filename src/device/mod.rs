@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
 pub use card::Card;
-pub use kernel::{Kernel, Launcher, kernels};
+pub use kernel::{Kernel, Launcher, Params, kernels};
 pub use layout::{Layout, Recorder};
 
 use crate::error::{Error, Result};

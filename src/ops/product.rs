@@ -7,8 +7,7 @@ use std::sync::OnceLock;
 
 use half::bf16;
 
-use crate::device::kernels::Params;
-use crate::device::{Kernel, Launcher, abi, kernels};
+use crate::device::{Kernel, Launcher, Params, abi, kernels};
 use crate::error::Result;
 use crate::ops::{Slot, bf16_only, no_kernel, size};
 use crate::tensor::{DType, Tensor};
