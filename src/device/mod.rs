@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
 pub use card::Card;
-pub use kernel::{Kernel, Launcher, kernels};
+pub use kernel::{Kernel, Launcher, Params, kernels};
 pub use layout::{Layout, Recorder};
 
 use crate::error::{Error, Result};
@@ -149,7 +149,7 @@ impl Device {
     }
 
     /// Tells kernels the counts and the random seed of the step that follows. Nothing else reads them.
-    pub(crate) fn set_step(&self, step: abi::Step) {
+    pub fn set_step(&self, step: abi::Step) {
         if let Kind::Kernels(launcher) = &self.0.kind {
             launcher.set_step(step);
         }

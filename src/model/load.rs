@@ -123,7 +123,7 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         params.refresh()?;
     }
     let positions = if device.is_plan() { 1 } else { o.max_positions };
-    let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1));
+    let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1)).on(device)?;
     Ok(Model { spec, dtype: o.dtype, device: device.clone(), params, embed, blocks, norm, head, rope })
 }
 

@@ -8,6 +8,8 @@ pub mod grad_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod philox;
+pub(crate) mod product;
+mod rms;
 pub mod rms_norm;
 pub mod rope;
 mod sums;

@@ -1,15 +1,20 @@
 //! Every kernel on every device that runs kernels, held to the CPU's ops in f64.
 
 mod adamw;
+mod embedding;
 mod grad_norm;
+mod linear_cross_entropy;
 mod nf4;
 mod rms_norm;
+mod rope;
+mod swiglu;
 mod usage;
 
 use std::path::PathBuf;
 
 use half::bf16;
 use qlora_engine::device::Device;
+use qlora_engine::device::abi::Step;
 use qlora_engine::ops::philox::{Stream, normal};
 use qlora_engine::tensor::{DType, Float, Tensor};
 
@@ -24,6 +29,11 @@ pub fn kernel_devices() -> Vec<(&'static str, Device)> {
         ("host-run", Device::host_kernels(2, false).unwrap()),
         ("host-run in reverse", Device::host_kernels(2, true).unwrap()),
     ]
+}
+
+/// A step of nothing: no tokens, no random numbers, no gradient.
+pub fn no_step() -> Step {
+    Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 0.0, noise: 0.0 }
 }
 
 /// Runs `f` on every device; what it returns must be the same bits on the host-run ones. Returns it.

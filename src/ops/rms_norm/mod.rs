@@ -4,13 +4,12 @@
 //! Backward, with g = dy * w and m[r] = mean_c g[r,c] * x[r,c]:
 //! dx[r,c] = rstd[r] * (g[r,c] - x[r,c] * rstd[r]^2 * m[r]); dw[c] += sum_r dy[r,c] * x[r,c] * rstd[r].
 
-mod cpu;
 mod launch;
 
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
-use crate::ops::Slot;
+use crate::ops::{Slot, rms};
 use crate::tensor::Tensor;
 
 /// Normalises groups of `w.len()` elements of `x`: a row, or a head of it. `x` (rows, cols) -> `y` (rows, cols).
@@ -21,7 +20,7 @@ pub fn fwd(x: &Tensor, w: Slot, eps: f64) -> Result<Tensor> {
     check(x, w)?;
     let mut y = x.like()?;
     match x.device().exec() {
-        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => cpu::fwd::<T>(pool, y.slice_mut(), x.slice(), w.slice(), eps)),
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => rms::fwd::<T>(pool, y.slice_mut(), x.slice(), w.slice(), eps)),
         Exec::Kernels(l) => launch::fwd(l, &mut y, x, w, eps)?,
         Exec::Plan(p) => p.flops(4.0 * x.len() as f64),
     }
@@ -50,9 +49,9 @@ pub fn bwd(
     dx.expect("rms_norm dx", x.rows(), x.cols(), x.dtype())?;
     match x.device().exec() {
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
-            cpu::bwd::<T>(pool, dx.slice_mut(), accumulate, x.slice(), w.slice(), dy.slice(), eps);
+            rms::bwd::<T>(pool, dx.slice_mut(), accumulate, x.slice(), w.slice(), dy.slice(), eps);
             if let (true, Some(g)) = (w.grad, grads) {
-                cpu::bwd_weight::<T>(pool, w.grad_of(g), x.slice(), dy.slice(), eps);
+                rms::bwd_weight::<T>(pool, w.grad_of(g), x.slice(), dy.slice(), eps);
             }
         }),
         Exec::Kernels(l) => {
