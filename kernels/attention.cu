@@ -48,7 +48,18 @@ QE_DEV Rows<T> head_of(T* data, int heads, int head, int dim) {
 template <int DIM, int ROWS, int THREADS>
 QE_DEV void fetch(bf16* tile, const Rows<const bf16>& from, int first, int past) {
   constexpr int kChunks = DIM / kPack;
-  if (from.packed) {
+  if (from.packed && THREADS % kChunks == 0) {
+    // A thread's chunks lie in one column.
+    constexpr int kStep = THREADS / kChunks;
+    const int row = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+    const bf16* src = from.at + (first + row) * from.stride + chunk * kPack;
+    const int rows = chunk * kPack < from.dim ? past - first - row : 0;
+#pragma unroll
+    for (int i = 0; i < ROWS / kStep; ++i) {
+      cp_async16(tile + place<DIM>(row + i * kStep, chunk), i * kStep < rows ? src : from.at, i * kStep < rows);
+      src += kStep * from.stride;
+    }
+  } else if (from.packed) {
 #pragma unroll
     for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
       const int at = i * THREADS + static_cast<int>(threadIdx.x), row = at / kChunks, chunk = at % kChunks;
@@ -166,7 +177,7 @@ struct Operand<DIM, false> {
   template <int N>
   QE_DEV void matmul(float (&acc)[N][4], const bf16* other) {
     clear(acc);
-#pragma unroll
+#pragma unroll 2
     for (int k = 0; k < DIM / 16; ++k) {
       unsigned a[4];
       load_a<DIM>(a, own, row, k);
@@ -194,26 +205,27 @@ struct Spans {
 
 // What a product q . k becomes before the softmax: log2(e) * s = factor * score.
 struct Scores {
-  float factor;
-  float scale, cap, slope;  // slope: of ALiBi
-  bool plain;
+  float factor, slope;  // slope: of ALiBi
+  bool plain;           // the score is the product
 };
 template <class P>
 QE_DEV Scores scores_of(const P& p, int head) {
   const float slope = p.slopes != nullptr ? p.slopes[head] : 0.0f;
   const bool plain = slope == 0.0f && !(p.softcap > 0.0f);
-  return {plain ? p.scale * kLog2e : kLog2e, p.scale, p.softcap, slope, plain};
+  return {plain ? p.scale * kLog2e : kLog2e, slope, plain};
 }
 // `distance` is j - i. `*slack` becomes the derivative by the product, over the scale.
-QE_DEV float score(const Scores& s, float product, int distance, float* slack) {
-  float x = s.scale * product;
+template <class P>
+QE_DEV float score(const P& p, float slope, float product, int distance, float* slack) {
+  float x = p.scale * product;
   *slack = 1.0f;
-  if (s.cap > 0.0f) {
-    const float t = tanhf(x / s.cap);
-    x = s.cap * t;
+  if (p.softcap > 0.0f) {
+    // tanh y = 1 - 2 / (1 + e^2y), to an error of a few 2^-24
+    const float t = 1.0f - 2.0f / (1.0f + exp2_approx(2 * kLog2e * x / p.softcap));
+    x = p.softcap * t;
     *slack = 1.0f - t * t;
   }
-  return x + s.slope * static_cast<float>(distance);
+  return x + slope * static_cast<float>(distance);
 }
 
 // ---------------------------------------------------------------------------------------------------- forward
@@ -270,7 +282,7 @@ QE_DEV void forward(const AttentionFwd& p) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           float slack;
-          s[n][e] = score(how, s[n][e], key + 8 * n + frag_col() + e % 2 - row[e / 2], &slack);
+          s[n][e] = score(p, how.slope, s[n][e], key + 8 * n + frag_col() + e % 2 - row[e / 2], &slack);
         }
     }
     if (key == first || all_see > key) {
@@ -335,11 +347,12 @@ QE_DEV void forward(const AttentionFwd& p) {
 struct Pair {
   float p, ds;
 };
-QE_DEV Pair pair_of(const Scores& how, float qk, float dp, float lse2, float delta, int distance) {
+template <class P>
+QE_DEV Pair pair_of(const P& p, const Scores& how, float qk, float dp, float lse2, float delta, int distance) {
   float slack = 1.0f;
-  if (!how.plain) qk = score(how, qk, distance, &slack);
+  if (!how.plain) qk = score(p, how.slope, qk, distance, &slack);
   const float prob = exp2_approx(qk * how.factor - lse2);
-  return {prob, how.scale * slack * prob * (dp - delta)};
+  return {prob, p.scale * slack * prob * (dp - delta)};
 }
 
 // Queries of one tile: dq, with KEYS keys at a time.
@@ -407,7 +420,7 @@ QE_DEV void backward_q(const AttentionBwd& p) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int j = key + 8 * n + frag_col() + e % 2, i = row[e / 2];
-        const float ds = pair_of(how, s[n][e], dp[n][e], lse2[e / 2], delta[e / 2], j - i).ds;
+        const float ds = pair_of(p, how, s[n][e], dp[n][e], lse2[e / 2], delta[e / 2], j - i).ds;
         s[n][e] = masked && (j < low[e / 2] || j > i) ? 0.0f : ds;
       }
 #pragma unroll
@@ -502,7 +515,7 @@ QE_DEV void backward_kv(const AttentionBwd& p) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int i = query + 8 * c + frag_col() + e % 2, j = row[e / 2];
-        const Pair x = pair_of(how, s[c][e], dp[c][e], lse.v[e % 2] * kLog2e, delta.v[e % 2], j - i);
+        const Pair x = pair_of(p, how, s[c][e], dp[c][e], lse.v[e % 2] * kLog2e, delta.v[e % 2], j - i);
         const bool hidden = masked && (i < j || i >= high[e / 2]);
         s[c][e] = hidden ? 0.0f : x.p;
         dp[c][e] = hidden ? 0.0f : x.ds;

@@ -6,6 +6,14 @@ use half::bf16;
 pub const QE_MAX_PARAM_BYTES: u32 = 4096;
 pub const QE_MAX_SHARED_BYTES: u32 = 101376;
 pub const QE_WARP: u32 = 32;
+pub const ATTENTION_TILE: u32 = 64;
+pub const ATTENTION_BLOCK: u32 = 128;
+pub const ATTENTION_QUERIES_32: u32 = 64;
+pub const ATTENTION_QUERIES_64: u32 = 64;
+pub const ATTENTION_QUERIES_80: u32 = 64;
+pub const ATTENTION_QUERIES_96: u32 = 32;
+pub const ATTENTION_QUERIES_128: u32 = 32;
+pub const ATTENTION_QUERIES_256: u32 = 32;
 pub const RMS_NORM_BLOCK: u32 = 256;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -17,6 +25,47 @@ pub struct Step {
     pub seed: ::std::os::raw::c_ulonglong,
     pub scale: f32,
     pub noise: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionFwd {
+    pub o: *mut bf16,
+    pub lse: *mut f32,
+    pub q: *const bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub spans: *const ::std::os::raw::c_uint,
+    pub slopes: *const f32,
+    pub rows: ::std::os::raw::c_longlong,
+    pub heads: ::std::os::raw::c_int,
+    pub kv_heads: ::std::os::raw::c_int,
+    pub head_dim: ::std::os::raw::c_int,
+    pub window: ::std::os::raw::c_int,
+    pub scale: f32,
+    pub softcap: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionBwd {
+    pub dq: *mut bf16,
+    pub dk: *mut bf16,
+    pub dv: *mut bf16,
+    pub delta: *mut f32,
+    pub q: *const bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub o: *const bf16,
+    pub d_o: *const bf16,
+    pub lse: *const f32,
+    pub spans: *const ::std::os::raw::c_uint,
+    pub slopes: *const f32,
+    pub rows: ::std::os::raw::c_longlong,
+    pub heads: ::std::os::raw::c_int,
+    pub kv_heads: ::std::os::raw::c_int,
+    pub head_dim: ::std::os::raw::c_int,
+    pub window: ::std::os::raw::c_int,
+    pub scale: f32,
+    pub softcap: f32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -1,5 +1,6 @@
 //! Every kernel on every device that runs kernels, held to the CPU's ops in f64.
 
+mod attention;
 mod rms_norm;
 
 use half::bf16;
