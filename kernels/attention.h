@@ -36,7 +36,7 @@
 #define ATTENTION_TILE 64
 #define ATTENTION_BLOCK 128  // 16 rows a warp
 // Queries that bwd_kv holds at a time, so that two blocks fit on a multiprocessor of 100 KB.
-#define ATTENTION_QUERIES_32 64
+#define ATTENTION_QUERIES_32 32
 #define ATTENTION_QUERIES_64 64
 #define ATTENTION_QUERIES_80 64
 #define ATTENTION_QUERIES_96 32
