@@ -407,6 +407,16 @@ impl<'a> Index<'a> {
         Ok(Index { host, device: Some(buffer), rows, live })
     }
 
+    /// These numbers on the host, and on kernels `table` in their place: something an op derives from them once a batch.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(crate) fn with_table(numbers: Cow<'a, [u32]>, table: &[u32], device: &Device) -> Result<Self> {
+        let mut buffer = device.alloc(table.len().saturating_mul(4))?;
+        buffer.write(0, bytes_of(table));
+        Ok(Index { host: numbers, device: Some(buffer), rows: table.len(), live: None })
+    }
+
     /// The numbers, those past the live rows not among them.
     pub fn numbers(&self) -> &[u32] {
         &self.host

@@ -5,6 +5,7 @@ mod embedding;
 mod grad_norm;
 mod linear_cross_entropy;
 mod nf4;
+mod attention;
 mod rms_norm;
 mod rope;
 mod swiglu;

@@ -8,12 +8,14 @@
 //! to the storage type; sums in the accumulator type.
 
 mod cpu;
+mod launch;
+
+use std::borrow::Cow;
 
 use crate::by_dtype;
-use crate::device::Exec;
+use crate::device::{Device, Exec};
 use crate::error::{Error, Result};
-use crate::ops::no_kernel;
-use crate::tensor::{Float, Index, Tensor};
+use crate::tensor::{DType, Float, Index, Tensor};
 
 /// What attention looks at.
 #[derive(Clone, Copy)]
@@ -22,10 +24,35 @@ pub struct Attention<'a> {
     /// Divides `heads`: each serves heads / kv_heads query heads.
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Starts of the spans, and the number of tokens last.
+    /// Starts of the spans, and the number of tokens last; for kernels made by [`spans`].
     pub cu_seqlens: &'a Index<'a>,
     /// Keys a query sees, itself included; None: all before it.
     pub window: Option<usize>,
+}
+
+/// `cu_seqlens` for [`Attention`] on `device`, where q, k and v have `rows` rows. Kernels read a table made of it: how many
+/// rows belong to a span, and of each row where its span begins and ends.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn spans<'a>(cu_seqlens: impl Into<Cow<'a, [u32]>>, rows: usize, device: &Device) -> Result<Index<'a>> {
+    let numbers = cu_seqlens.into();
+    if !device.runs_kernels() {
+        return Ok(Index::host(numbers));
+    }
+    let mut table = vec![0; table_len(rows)];
+    table[0] = numbers.last().copied().unwrap_or(0);
+    for span in numbers.windows(2) {
+        for i in span[0] as usize..(span[1] as usize).min(rows) {
+            table[2 * i + 2..2 * i + 4].copy_from_slice(span);
+        }
+    }
+    Index::with_table(numbers, &table, device)
+}
+
+/// Numbers of the table that [`spans`] makes.
+fn table_len(rows: usize) -> usize {
+    2 * rows + 2
 }
 
 /// lse (tokens, heads) in the accumulator type.
@@ -46,7 +73,7 @@ pub fn fwd(q: &Tensor, k: &Tensor, v: &Tensor, a: Attention) -> Result<(Tensor, 
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
             cpu::fwd::<T>(pool, o.slice_mut(), lse.slice_mut(), q.slice(), k.slice(), v.slice(), &a)
         }),
-        Exec::Kernels(_) => return Err(no_kernel("attention", "not built")),
+        Exec::Kernels(l) => launch::fwd(l, &mut o, &mut lse, [q, k, v], &a)?,
         Exec::Plan(p) => p.flops(4.0 * pairs(&a) * q.cols() as f64),
     }
     Ok((o, Saved { lse }))
@@ -71,12 +98,18 @@ pub fn bwd(
     let mut dq = q.like()?;
     let mut dk = k.like()?;
     let mut dv = v.like()?;
+    // Kernels compute D beforehand.
+    let kernels = q.device().runs_kernels();
+    let mut delta = kernels.then(|| q.rows_like(a.heads, DType::F32)).transpose()?;
     match q.device().exec() {
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
             let grads = [dq.slice_mut::<T>(), dk.slice_mut(), dv.slice_mut()];
             cpu::bwd::<T>(pool, grads, saved.lse.slice(), [q.slice(), k.slice(), v.slice()], o.slice(), d_o.slice(), &a)
         }),
-        Exec::Kernels(_) => return Err(no_kernel("attention", "not built")),
+        Exec::Kernels(l) => {
+            let grads = [&mut dq, &mut dk, &mut dv];
+            launch::bwd(l, grads, delta.as_mut(), &saved.lse, [q, k, v, o, d_o], &a)?;
+        }
         Exec::Plan(p) => p.flops(10.0 * pairs(&a) * q.cols() as f64),
     }
     Ok([dq, dk, dv])
