@@ -5,6 +5,7 @@ pub mod card;
 pub mod checkpoint_dir;
 mod engine;
 mod files;
+mod graphs;
 mod inputs;
 pub mod json;
 pub mod log;

@@ -1,11 +1,12 @@
 //! The loop: steps, logs, evaluations, checkpoints, and what is left in `output_dir` at the end.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use super::batches::{Batches, envelopes, steps};
 use super::checkpoint_dir::{self, Staged, Start};
-use super::engine::Engine;
+use super::engine::{Engine, StepResult};
 use super::inputs::{Inputs, TrainData};
 use super::log_files::{TrainerLog, speed_metrics, write_results};
 use super::plan::{self, Plan};
@@ -136,6 +137,8 @@ struct Run<'a> {
     /// Metrics of the last evaluation.
     eval: Vec<(String, f64)>,
     last: Option<StepReport>,
+    /// Steps that were handed to the device and have not been reported, the oldest first: all but their results.
+    under_way: VecDeque<StepReport>,
 }
 
 impl<'a> Run<'a> {
@@ -162,6 +165,7 @@ impl<'a> Run<'a> {
             state,
             eval: Vec::new(),
             last: None,
+            under_way: VecDeque::new(),
         })
     }
 
@@ -196,7 +200,12 @@ impl<'a> Run<'a> {
             control = self.step(&mut batches, &mut told)?;
             let window = self.steps.window(self.state.global_step - 1);
             let ends_epoch = window.ends_epoch || self.state.global_step == self.steps.total;
-            finished_early = self.due(self.cadence.at(self.state.global_step, ends_epoch), &mut told)?;
+            let due = self.cadence.at(self.state.global_step, ends_epoch);
+            // What is logged, evaluated or saved is the state after a step whose result is known.
+            if due.any() || control == Control::Stop || self.state.global_step == self.steps.total {
+                control = self.settle(&mut told)?.or(control);
+            }
+            finished_early = self.due(due, &mut told)?;
         }
         if control == Control::Stop && self.state.global_step < self.steps.total && !finished_early {
             let saved = self.save(&mut told)?;
@@ -214,29 +223,49 @@ impl<'a> Run<'a> {
         Outcome { step, total_steps: self.steps.total, train_loss, eval: self.eval.clone(), stopped }
     }
 
-    /// One optimizer step.
+    /// One optimizer step. On a GPU the result of the step before is read meanwhile.
     fn step(&mut self, batches: &mut Batches, told: &mut Told) -> Result<Control> {
         let done = self.state.global_step;
         let window = self.steps.window(done);
         let lr = self.schedule.lr(done);
         let data = batches.window(window)?;
         let micro_step = window.epoch * self.steps.batches_per_epoch + window.first_batch;
-        let result = self.engine.step(&data, done + 1, micro_step, lr).map_err(|e| self.with_checkpoint(e))?;
         let tokens: usize = data.iter().map(|b| b.ids.len()).sum();
         self.state.global_step = done + 1;
         self.state.epoch = self.steps.epoch_at(done + 1);
         self.state.num_input_tokens_seen += tokens as u64;
         self.state.total_flos += 6.0 * tokens as f64 * self.engine.model.spec.linear_params() as f64;
-        self.state.losses.add(result.loss);
-        let report = StepReport {
+        self.under_way.push_back(StepReport {
             step: done + 1,
             total_steps: self.steps.total,
             epoch: self.state.epoch,
-            loss: result.loss,
-            grad_norm: result.grad_norm,
+            loss: f64::NAN,
+            grad_norm: f64::NAN,
             lr,
             tokens_seen: self.state.num_input_tokens_seen,
-        };
+        });
+        match self.engine.step(&data, done + 1, micro_step, lr) {
+            Ok(Some(result)) => self.report(result, told),
+            Ok(None) => Ok(Control::Continue),
+            Err(e) => Err(self.with_checkpoint(e)),
+        }
+    }
+
+    /// Waits for the results of all steps under way.
+    fn settle(&mut self, told: &mut Told) -> Result<Control> {
+        let mut control = Control::Continue;
+        while !self.under_way.is_empty() {
+            let result = self.engine.settle().map_err(|e| self.with_checkpoint(e))?;
+            control = self.report(result, told)?.or(control);
+        }
+        Ok(control)
+    }
+
+    /// The result of the oldest step under way.
+    fn report(&mut self, result: StepResult, told: &mut Told) -> Result<Control> {
+        let Some(pending) = self.under_way.pop_front() else { unreachable!("each result belongs to a step") };
+        let report = StepReport { loss: result.loss, grad_norm: result.grad_norm, ..pending };
+        self.state.losses.add(result.loss);
         self.last = Some(report);
         told.observe(&Event::Step(&report))
     }

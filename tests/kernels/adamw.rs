@@ -85,7 +85,8 @@ fn decay_and_clipping_matter() {
     let on = |decay, max_norm| run(n, &[(0..n, decay)], max_norm, &Device::host_kernels(2, false).unwrap());
     let [plain, decayed, clipped] = [on(false, 0.0), on(true, 0.0), on(false, 1.0)];
     assert!((0..n).all(|i| plain[0][i] != decayed[0][i]) && bits(&plain[1]) == bits(&decayed[1]));
-    assert!((0..n).filter(|i| i % 6 != 3).all(|i| plain[1][i].abs() > 1000.0 * clipped[1][i].abs()));
+    // (Every sixth gradient is 0, and what is smallest leaves f32 when it is squared, but not before.)
+    assert!((0..n).all(|i| (plain[1][i] != clipped[1][i]) == (i % 6 != 3)));
 }
 
 #[test]
@@ -133,8 +134,9 @@ fn parameters_are_set_and_refreshed() {
     for (name, device) in kernel_devices() {
         let entries = vec![entry(0, 3, 5), entry(15, 7, 301), entry(15 + 2107, 1, 2)];
         let mut params = Params::new(entries, DType::Bf16, &device).unwrap();
-        let values: Vec<Vec<f32>> =
-            (0..3).map(|i| random(i as u64, params.entries[i].range().len()).iter().map(|&x| x as f32).collect()).collect();
+        let values: Vec<Vec<f32>> = (0..3)
+            .map(|i| random(i as u64, params.entries[i].range().len()).iter().map(|&x| x as f32).collect())
+            .collect();
         for (i, values) in values.iter().enumerate() {
             params.set(i, values).unwrap();
         }

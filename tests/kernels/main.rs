@@ -10,13 +10,20 @@ mod rope;
 mod swiglu;
 mod usage;
 
+use std::path::PathBuf;
+
 use half::bf16;
 use qlora_engine::device::Device;
 use qlora_engine::device::abi::Step;
 use qlora_engine::ops::philox::{Stream, normal};
 use qlora_engine::tensor::{DType, Float, Tensor};
 
-/// Devices that run kernels: host-run forwards and in reverse.
+/// Where the project's files are: elsewhere than at the build, if the environment says so.
+pub fn root() -> PathBuf {
+    std::env::var_os("QLORA_TEST_ROOT").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// Two devices that must give the same bits: host-run forwards and in reverse.
 pub fn kernel_devices() -> Vec<(&'static str, Device)> {
     vec![
         ("host-run", Device::host_kernels(2, false).unwrap()),

@@ -156,20 +156,24 @@ fn equals_bitsandbytes() {
                     file.get(&key("offset")).unwrap().read_f32(&mut offset).unwrap();
                     q = q.double_quantise(offset[0], &code2).unwrap();
                 }
-                let q = (q.download(), q);
-                assert!(q.0.packed == bytes(&key("codes")), "{what}: codes");
+                let host = q.download();
+                assert!(host.packed == bytes(&key("codes")), "{what}: codes");
                 let le = |x: &[f32]| x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-                match &q.0.absmax {
+                match &host.absmax {
                     Absmax::Double { codes, absmax2, .. } => {
                         assert!(*codes == bytes(&key("absmax_codes")), "{what}: codes of absmax");
                         assert!(le(absmax2) == bytes(&key("nested_absmax")), "{what}: absmax2");
                     }
                     Absmax::Plain(absmax) => assert!(le(absmax) == bytes(&key("absmax")), "{what}: absmax"),
                 }
+                if !file.contains(&key("dequantised")) {
+                    assert_eq!(what, format!("ragged single on {name}"), "the others are in the file");
+                    continue;
+                }
                 let want = file.get(&key("dequantised")).unwrap();
                 let dtype = if want.dtype == Dtype::BF16 { DType::Bf16 } else { DType::F32 };
                 let mut out = Tensor::unwritten(rows, cols, dtype, &device).unwrap();
-                q.1.dequantise(0..rows, &mut out).unwrap();
+                q.dequantise(0..rows, &mut out).unwrap();
                 let got: Vec<u8> = match dtype {
                     DType::Bf16 => out.read::<bf16>(0, x.len()).iter().flat_map(|x| x.to_le_bytes()).collect(),
                     _ => le(&out.read::<f32>(0, x.len())),
