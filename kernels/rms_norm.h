@@ -6,7 +6,8 @@
 //
 // Source   Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4; backward by hand, proved by tests/ops/rms_norm.rs.
 // Shapes   x, y, dx, dy (rows, per_row * n) bf16; w (n) bf16; dw (n) f32. All sums f32; one rounding at the end.
-// Launch   fwd, bwd: one group a warp, grid = ceil(rows * per_row / (RMS_NORM_BLOCK / 32)), block = RMS_NORM_BLOCK.
+// Launch   fwd, bwd: n <= RMS_NORM_WARP: a group a warp, grid = ceil(rows * per_row / (RMS_NORM_BLOCK / 32)); larger ones:
+//          a group a block, grid = rows * per_row. block = RMS_NORM_BLOCK, shared RMS_NORM_SHARED. A group is read once.
 //          weight: one column a thread, grid = ceil(n / RMS_NORM_BLOCK).
 // Writes   y and dx of the live rows are overwritten (dx read first with `add`); dw is added to.
 // Bound    memory: forward moves 4 bytes an element, backward 6 (8 with `add`).
@@ -14,6 +15,8 @@
 #include "include/abi.h"
 
 #define RMS_NORM_BLOCK 256
+#define RMS_NORM_WARP 1024
+#define RMS_NORM_SHARED 32
 
 typedef struct {
   bf16* y;               // (rows, per_row * n), written
