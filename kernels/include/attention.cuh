@@ -42,14 +42,16 @@ QE_DEV Rows<T> head_of(T* data, int heads, int head, int dim) {
   return {data + static_cast<long long>(head) * dim, stride, dim, packs<kPack>(data, dim)};
 }
 
-// Starts to copy rows first .. first + ROWS to a tile; zeros from row `past` and column `dim` on.
+// Starts to copy rows first .. first + ROWS to a tile, zeros from row `past` and column `dim` on; by THREADS neighbouring
+// threads: the block, or each warp its own tile.
 template <int DIM, int ROWS, int THREADS>
 QE_DEV void fetch(bf16* tile, const Rows<const bf16>& from, int first, int past) {
   constexpr int kChunks = DIM / kPack;
+  const int thread = static_cast<int>(threadIdx.x) % THREADS;
   if (from.packed && THREADS % kChunks == 0) {
     // A thread's chunks lie in one column.
     constexpr int kStep = THREADS / kChunks;
-    const int row = static_cast<int>(threadIdx.x) / kChunks, chunk = static_cast<int>(threadIdx.x) % kChunks;
+    const int row = thread / kChunks, chunk = thread % kChunks;
     const bf16* src = from.at + (first + row) * from.stride + chunk * kPack;
     const int rows = chunk * kPack < from.dim ? past - first - row : 0;
 #pragma unroll
@@ -60,14 +62,14 @@ QE_DEV void fetch(bf16* tile, const Rows<const bf16>& from, int first, int past)
   } else if (from.packed) {
 #pragma unroll
     for (int i = 0; i < ROWS * kChunks / THREADS; ++i) {
-      const int at = i * THREADS + static_cast<int>(threadIdx.x), row = at / kChunks, chunk = at % kChunks;
+      const int at = i * THREADS + thread, row = at / kChunks, chunk = at % kChunks;
       const bool valid = first + row < past && chunk * kPack < from.dim;
       const bf16* src = from.at + (valid ? (first + row) * from.stride + chunk * kPack : 0);
       cp_async16(tile + place<DIM>(row, chunk), src, valid);
     }
     static_assert(ROWS * kChunks % THREADS == 0, "every thread copies as many chunks");
   } else {
-    for (int at = static_cast<int>(threadIdx.x); at < ROWS * DIM; at += THREADS) {
+    for (int at = thread; at < ROWS * DIM; at += THREADS) {
       const int row = at / DIM, c = at % DIM;
       const bool valid = first + row < past && c < from.dim;
       tile[place<DIM>(row, c / kPack) + c % kPack] = valid ? from.at[(first + row) * from.stride + c] : to_bf16(0);
