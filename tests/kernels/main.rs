@@ -1,6 +1,7 @@
 //! Every kernel on every device that runs kernels, held to the CPU's ops in f64.
 
 mod rms_norm;
+mod runtime;
 
 use half::bf16;
 use qlora_engine::device::Device;
