@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use half::bf16;
 
 use crate::device::gemm::{Dst, Src};
-use crate::device::{Buffer, Device, Pod, abi, bytes_of, bytes_of_mut, simd};
+use crate::device::{Buffer, Device, Later, Pod, abi, bytes_of, bytes_of_mut, simd};
 use crate::error::{Error, Result};
 
 /// Element type of a tensor.
@@ -338,6 +338,13 @@ impl Tensor {
         let mut out = vec![T::narrow(T::Acc::of(0.0)); n];
         self.buffer.read(at * size_of::<T>(), bytes_of_mut(&mut out));
         out
+    }
+
+    /// Asks for the bytes of `n` elements from element `at` on, without waiting for what computes them. Panics as
+    /// [`Tensor::read`] does.
+    pub fn read_later<T: Float>(&self, at: usize, n: usize) -> Later {
+        assert_eq!(self.dtype, T::DTYPE, "a tensor was read as another dtype");
+        self.buffer.read_later(at * size_of::<T>(), n * size_of::<T>())
     }
 
     /// Copies `data` in, from element `at` on. Panics on another dtype; does nothing in a plan.

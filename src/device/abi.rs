@@ -16,6 +16,9 @@ pub const ATTENTION_QUERIES_80: u32 = 64;
 pub const ATTENTION_QUERIES_96: u32 = 32;
 pub const ATTENTION_QUERIES_128: u32 = 32;
 pub const ATTENTION_QUERIES_256: u32 = 32;
+pub const ATTENTION_DECODE_BLOCK: u32 = 128;
+pub const ATTENTION_DECODE_KEYS: u32 = 256;
+pub const ATTENTION_DECODE_HEADS: u32 = 16;
 pub const CONVERT_BLOCK: u32 = 256;
 pub const CONVERT_PACK: u32 = 4;
 pub const CROSS_ENTROPY_BLOCK: u32 = 512;
@@ -58,9 +61,12 @@ pub const NF4_MEAN_LANES: u32 = 1024;
 pub const NF4_ZERO: u32 = 7;
 pub const NF4_TINY: f64 = 0.00000000000000000000000000000000000001;
 pub const RMS_NORM_BLOCK: u32 = 256;
+pub const RMS_NORM_WARP: u32 = 1024;
+pub const RMS_NORM_SHARED: u32 = 32;
 pub const ROPE_BLOCK: u32 = 256;
 pub const SWIGLU_BLOCK: u32 = 256;
 pub const SWIGLU_PACK: u32 = 8;
+pub const PROBE_THREADS: u32 = 128;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct Step {
@@ -139,6 +145,28 @@ pub struct AttentionBwd {
     pub kv_heads: ::std::os::raw::c_int,
     pub head_dim: ::std::os::raw::c_int,
     pub window: ::std::os::raw::c_int,
+    pub scale: f32,
+    pub softcap: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecode {
+    pub o: *mut bf16,
+    pub partial: *mut f32,
+    pub q: *const bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub pages: *const ::std::os::raw::c_uint,
+    pub lengths: *const ::std::os::raw::c_uint,
+    pub slopes: *const f32,
+    pub sequences: ::std::os::raw::c_int,
+    pub width: ::std::os::raw::c_int,
+    pub page: ::std::os::raw::c_int,
+    pub heads: ::std::os::raw::c_int,
+    pub kv_heads: ::std::os::raw::c_int,
+    pub head_dim: ::std::os::raw::c_int,
+    pub window: ::std::os::raw::c_int,
+    pub splits: ::std::os::raw::c_int,
     pub scale: f32,
     pub softcap: f32,
 }
@@ -408,4 +436,12 @@ pub struct SwigluBwd {
     pub live: *const ::std::os::raw::c_uint,
     pub rows: ::std::os::raw::c_longlong,
     pub cols: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Probe {
+    pub out: *mut f32,
+    pub in_: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+    pub which: ::std::os::raw::c_int,
 }

@@ -8,7 +8,9 @@ mod nf4;
 mod attention;
 mod rms_norm;
 mod rope;
+mod runtime;
 mod swiglu;
+mod train;
 mod usage;
 
 use std::path::PathBuf;
