@@ -48,9 +48,8 @@ fn main() {
             Vec::new()
         }
     };
-    if env::var_os("CARGO_FEATURE_HOST_KERNELS").is_some() {
-        compile_host(&sources);
-    }
+    #[cfg(feature = "host-kernels")]
+    compile_host(&sources);
     #[cfg(feature = "bindings")]
     bindings(&out);
     fs::write(out.join("kernels.rs"), table(&kernels, &fatbins, toolkit.as_ref())).unwrap();
@@ -132,7 +131,7 @@ fn compile_fatbins(toolkit: &Toolkit, sources: &[PathBuf], out: &Path) -> Vec<(S
 fn compile_fatbin(toolkit: &Toolkit, source: &Path, headers: &str, out: &Path) -> Result<(), String> {
     let to = out.join(stem(source)).with_extension("fatbin");
     let mut command = Command::new(&toolkit.nvcc);
-    command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings"]);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings", "-Xptxas", "-v"]);
     let hopper = stem(source).ends_with(HOPPER_ONLY);
     for arch in ARCHITECTURES.iter().filter(|a| !hopper || a.contains("90a")) {
         command.args(["-gencode", arch]);
@@ -154,7 +153,32 @@ fn compile_fatbin(toolkit: &Toolkit, source: &Path, headers: &str, out: &Path) -
         let text = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
         return Err(format!("nvcc could not compile {}:\n{text}", source.display()));
     }
+    fs::write(to.with_extension("ptxas"), done.stderr).map_err(|e| e.to_string())?;
     fs::write(stamp, hash).map_err(|e| e.to_string())
+}
+
+/// What the assembler said of each kernel on each architecture, as Rust: `Usage { .. },` a line.
+fn usages(fatbins: &[(String, PathBuf)]) -> String {
+    let mut s = String::new();
+    for (file, path) in fatbins {
+        let text = fs::read_to_string(path.with_extension("ptxas")).unwrap();
+        let (mut name, mut arch, mut spills) = ("", "", (0u32, 0u32, 0u32));
+        for line in text.lines() {
+            let numbers: Vec<u32> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+            if line.contains("Compiling entry function") {
+                let quoted: Vec<&str> = line.split('\'').collect();
+                (name, arch) = (quoted[1], quoted[3]);
+            } else if line.contains("bytes stack frame") {
+                spills = (numbers[0], numbers[1], numbers[2]);
+            } else if line.contains("Used") && line.contains("registers") && !name.is_empty() {
+                let (registers, (stack, stores, loads)) = (numbers[0], spills);
+                let spilled = stores + loads;
+                writeln!(s, "Usage {{ kernel: {name:?}, file: {file:?}, arch: {arch:?}, registers: {registers}, stack: {stack}, spilled: {spilled} }},").unwrap();
+                name = "";
+            }
+        }
+    }
+    s
 }
 
 /// Every file of a folder, one after the other.
@@ -165,6 +189,7 @@ fn contents(folder: &Path) -> String {
 }
 
 /// The same files as C++, with the scheduler that runs them.
+#[cfg(feature = "host-kernels")]
 fn compile_host(sources: &[PathBuf]) {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).include("kernels").warnings(true).warnings_into_errors(true);
@@ -188,8 +213,7 @@ fn bindings(out: &Path) {
     headers.retain(|p| p.extension().is_some_and(|e| e == "h"));
     headers.sort();
     let all: String = headers.iter().map(|h| format!("#include \"{}\"\n", h.file_name().unwrap().display())).collect();
-    let header =
-        "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
+    let header = "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
                   //! Do not edit: change the header and run `make bindings`.\n\
                   #![allow(missing_docs, non_camel_case_types)]\n\
                   use half::bf16;";
@@ -226,7 +250,11 @@ fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Too
     params.sort_unstable();
     params.dedup();
     for p in params {
-        writeln!(s, "// SAFETY: made by bindgen from the struct that the kernel takes.\nunsafe impl Params for abi::{p} {{}}").unwrap();
+        writeln!(
+            s,
+            "// SAFETY: made by bindgen from the struct that the kernel takes.\nunsafe impl Params for abi::{p} {{}}"
+        )
+        .unwrap();
     }
     for Kernel { name, params, file } in kernels {
         let constant = name.to_uppercase();
@@ -237,15 +265,23 @@ fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Too
     kernels.iter().for_each(|k| writeln!(s, "({:?}, {:?}),", k.name, k.file).unwrap());
     writeln!(s, "];\n/// Machine code by file.\npub(crate) static FATBINS: &[(&str, &[u8])] = &[").unwrap();
     fatbins.iter().for_each(|(stem, path)| writeln!(s, "({stem:?}, include_bytes!({path:?})),").unwrap());
+    writeln!(s, "];\n/// What the compiler made of each kernel on each architecture.\npub static USAGE: &[Usage] = &[").unwrap();
+    s += &usages(fatbins);
     let version = toolkit.map(|t| t.version);
-    writeln!(s, "];\n/// Release of the compiler they were made with.\npub const TOOLKIT: Option<(u32, u32)> = {version:?};").unwrap();
+    writeln!(
+        s,
+        "];\n/// Release of the compiler they were made with.\npub const TOOLKIT: Option<(u32, u32)> = {version:?};"
+    )
+    .unwrap();
     writeln!(s, "#[cfg(feature = \"host-kernels\")]\nunsafe extern \"C\" {{").unwrap();
     let on_host = || kernels.iter().filter(|k| !k.file.ends_with(HOPPER_ONLY));
     for Kernel { name, .. } in on_host() {
-        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;").unwrap();
+        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;")
+            .unwrap();
     }
     writeln!(s, "}}\n/// Host-run kernels: name, entry, most threads a block.").unwrap();
-    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[").unwrap();
+    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[")
+        .unwrap();
     for Kernel { name, .. } in on_host() {
         writeln!(s, "crate::device::host::Entry {{ name: {name:?}, run: qe_host_{name}, threads: &raw const qe_host_{name}_threads }},").unwrap();
     }

@@ -259,6 +259,19 @@ impl Tensor {
         Ok(t)
     }
 
+    /// The same on another device; itself where it is there already.
+    ///
+    /// # Errors
+    /// As [`Tensor::unwritten`].
+    pub fn moved_to(self, device: &Device) -> Result<Self> {
+        if self.device.same(device) {
+            return Ok(self);
+        }
+        let mut t = Self::unwritten(self.rows, self.cols, self.dtype, device)?;
+        t.buffer.write(0, self.buffer.bytes());
+        Ok(t)
+    }
+
     /// A tensor holding these values.
     ///
     /// # Errors

@@ -122,7 +122,10 @@ impl Buffer {
 
     /// Copies the bytes from `at` on into `to`. Panics when planned: there are none.
     pub(crate) fn read(&self, at: usize, to: &mut [u8]) {
-        assert!(!matches!(self.place, Place::Planned { .. }), "a planned buffer has no bytes: an op computed in a plan");
+        assert!(
+            !matches!(self.place, Place::Planned { .. }),
+            "a planned buffer has no bytes: an op computed in a plan"
+        );
         // SAFETY: as in `bytes`.
         let all = unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) };
         to.copy_from_slice(&all[at..at + to.len()]);
@@ -190,6 +193,11 @@ unsafe impl Pod for f32 {}
 unsafe impl Pod for f64 {}
 // SAFETY: as above.
 unsafe impl Pod for half::bf16 {}
+// SAFETY: as above.
+unsafe impl Pod for u64 {}
+// SAFETY: one number of 8 bytes, then eight of 4: no padding (checked below).
+unsafe impl Pod for super::abi::AdamWStep {}
+const _: () = assert!(size_of::<super::abi::AdamWStep>() == 8 + 8 * 4);
 // SAFETY: numbers of 4 bytes, then one of 8 at a multiple of 8, then two of 4: no padding (checked below).
 unsafe impl Pod for super::abi::Step {}
 const _: () = assert!(size_of::<super::abi::Step>() == 4 * 4 + 8 + 2 * 4);

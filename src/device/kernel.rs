@@ -3,9 +3,9 @@
 use std::marker::PhantomData;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Buffer, abi, bytes_of};
 #[cfg(feature = "host-kernels")]
 use super::host::Host;
+use super::{Buffer, abi, bytes_of};
 use crate::error::{Error, Result};
 
 /// The one struct that a kernel takes, by value.
@@ -28,9 +28,25 @@ impl<P> Kernel<P> {
     }
 }
 
+/// What the compiler made of a kernel on one architecture.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub kernel: &'static str,
+    /// The file of kernels/ that holds it.
+    pub file: &'static str,
+    /// As nvcc names it: `sm_86`.
+    pub arch: &'static str,
+    /// Registers a thread.
+    pub registers: u32,
+    /// Bytes of local memory a thread.
+    pub stack: u32,
+    /// Bytes of it that hold spilled registers, written and read.
+    pub spilled: u32,
+}
+
 /// Every kernel, typed by its parameters; and the machine code, where there was a compiler. Written by build.rs.
 pub mod kernels {
-    use super::{Kernel, Params, abi};
+    use super::{Kernel, Params, Usage, abi};
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 
@@ -123,11 +139,12 @@ impl<P: Params> Launch<'_, P> {
             return Ok(());
         }
         let grid = self.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        self.check().and_then(|()| match &self.launcher.to {
-            #[cfg(feature = "host-kernels")]
-            To::Host(host) => host.run(self.kernel.name, grid, self.block, self.shared, p),
-        })
-        .map_err(|why| Error::Kernel { name: self.kernel.name, grid, block: [self.block, 1, 1], why })
+        self.check()
+            .and_then(|()| match &self.launcher.to {
+                #[cfg(feature = "host-kernels")]
+                To::Host(host) => host.run(self.kernel.name, grid, self.block, self.shared, p),
+            })
+            .map_err(|why| Error::Kernel { name: self.kernel.name, grid, block: [self.block, 1, 1], why })
     }
 
     fn check(&self) -> std::result::Result<(), String> {

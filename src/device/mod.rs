@@ -4,6 +4,7 @@
 
 pub mod abi;
 mod buffer;
+mod card;
 pub mod gemm;
 #[cfg(feature = "host-kernels")]
 pub(crate) mod host;
@@ -16,6 +17,7 @@ pub mod simd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
+pub use card::Card;
 pub use kernel::{Kernel, Launcher, Params, kernels};
 pub use layout::{Layout, Recorder};
 

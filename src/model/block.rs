@@ -7,6 +7,7 @@
 //! silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same code.
 
 use super::params::Params;
+use super::policy::Policy;
 use super::spec::Spec;
 use super::weights::{Dropout, Layer, Vector, Weight};
 use crate::error::Result;
@@ -15,26 +16,6 @@ use crate::ops::linear::{self, Dx};
 use crate::ops::rope::{self, Table, Turn};
 use crate::ops::{rms_norm, swiglu};
 use crate::tensor::{Index, Tensor};
-
-/// Which groups of activations are kept from the forward pass for the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// q, k, v.
-    pub qkv: bool,
-    /// Attention's output with its log-sum-exp.
-    pub attention: bool,
-    /// The residual between attention and MLP.
-    pub mid: bool,
-    /// gate and up.
-    pub gate_up: bool,
-}
-
-impl Policy {
-    /// No recomputation: `disable_gradient_checkpointing: true`.
-    pub const KEEP: Policy = Policy { qkv: true, attention: true, mid: true, gate_up: true };
-    /// Only each block's input is kept: gradient checkpointing.
-    pub const RECOMPUTE: Policy = Policy { qkv: false, attention: false, mid: false, gate_up: false };
-}
 
 /// A block's weights.
 pub(super) struct Block {

@@ -1,7 +1,6 @@
 //! One optimizer step: gradients of a window of micro-batches, clipping, AdamW. Everything it needs is reserved when it
 //! is made.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::plan::Plan;
@@ -9,7 +8,7 @@ use crate::config::Config;
 use crate::data::Batch;
 use crate::device::{Layout, Reserved};
 use crate::error::{Error, Result};
-use crate::model::{Model, Params, Pass, Policy};
+use crate::model::{Model, Pass, Policies, Policy};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::grad_norm;
 use crate::tensor::{DType, Tensor};
@@ -20,6 +19,8 @@ pub struct Engine {
     /// First and second moments, flat like the parameters.
     pub moments: Moments,
     grads: Tensor,
+    norm: grad_norm::Norm,
+    groups: adamw::Groups,
     /// (1, 1): the summed loss of the step, or of an evaluation batch.
     loss: Tensor,
     memory: Reserved,
@@ -45,7 +46,7 @@ struct Hyper {
     dropout: f64,
     neftune: Option<f64>,
     seed: u64,
-    policy: Policy,
+    policies: Policies,
 }
 
 /// What an optimizer step gives.
@@ -80,10 +81,13 @@ impl Engine {
             dropout: config.tune.lora_dropout,
             neftune: t.neftune_noise_alpha,
             seed: t.seed,
-            policy: policy(config),
+            policies: plan.policies,
         };
+        let decays = model.params.entries.iter().map(|e| (e.range(), e.decay));
         Ok(Engine {
             grads: model.params.zeros_like()?,
+            norm: grad_norm::Norm::new(model.params.len(), &model.device)?,
+            groups: adamw::Groups::new(decays, &model.device)?,
             loss: Tensor::zeros(1, 1, DType::F64, &model.device)?,
             moments,
             memory,
@@ -106,7 +110,7 @@ impl Engine {
         self.loss.fill_zero();
         for (i, batch) in window.iter().enumerate() {
             let pass = Pass {
-                policy: h.policy,
+                policy: h.policies,
                 dropout: h.dropout,
                 neftune: h.neftune,
                 seed: h.seed,
@@ -116,26 +120,28 @@ impl Engine {
             let (model, loss, grads) = (&self.model, &mut self.loss, &mut self.grads);
             self.memory.run(&self.train_layout, || model.loss_and_grad(batch, pass, loss, grads))?;
         }
+        grad_norm::into(&self.grads, &mut self.norm)?;
+        let a = AdamW {
+            lr,
+            beta1: h.beta1,
+            beta2: h.beta2,
+            eps: h.eps,
+            weight_decay: h.weight_decay,
+            max_norm: h.max_grad_norm,
+            step,
+        };
+        let (p, copy) = self.model.params.both_mut();
+        let flat = adamw::Flat { p, m: &mut self.moments.m, v: &mut self.moments.v, g: &self.grads, copy };
+        adamw::step(flat, &mut self.groups, a, &self.norm.value, &self.loss)?;
+        // Not finite: the optimizer has changed nothing.
         let loss = self.loss.read::<f64>(0, 1)[0] * scale;
-        let norm = grad_norm::run(&self.grads);
+        let norm = self.norm.value.read::<f64>(0, 1)[0];
         if !loss.is_finite() || !norm.is_finite() {
             let what =
                 if loss.is_finite() { format!("the gradient's norm is {norm}") } else { format!("the loss is {loss}") };
             let why = format!("{what}; a lower learning_rate, a warmup or max_grad_norm may help");
             return Err(Error::Diverged { step: step as usize, why });
         }
-        let clip = if h.max_grad_norm > 0.0 { (h.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        let a = AdamW { lr, beta1: h.beta1, beta2: h.beta2, eps: h.eps, weight_decay: h.weight_decay, clip, step };
-        for (range, decay) in decay_groups(&self.model.params) {
-            let flat = adamw::Flat {
-                p: &mut self.model.params.master,
-                m: &mut self.moments.m,
-                v: &mut self.moments.v,
-                g: &self.grads,
-            };
-            adamw::step(flat, range, a, decay)?;
-        }
-        self.model.params.refresh();
         Ok(StepResult { loss, grad_norm: norm })
     }
 
@@ -149,16 +155,4 @@ impl Engine {
         self.memory.run(&self.eval_layout, || model.loss(batch, loss))?;
         Ok(self.loss.read::<f64>(0, 1)[0])
     }
-}
-
-/// Neighbouring entries with the same weight decay, as one range each.
-fn decay_groups(params: &Params) -> Vec<(Range<usize>, bool)> {
-    let mut groups: Vec<(Range<usize>, bool)> = Vec::new();
-    for e in &params.entries {
-        match groups.last_mut() {
-            Some((range, decay)) if *decay == e.decay => range.end = e.range().end,
-            _ => groups.push((e.range(), e.decay)),
-        }
-    }
-    groups
 }

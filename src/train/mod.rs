@@ -14,6 +14,7 @@ pub mod plot;
 pub mod progress;
 pub mod schedule;
 pub mod state;
+pub mod target;
 pub mod tensorboard;
 mod trainer;
 
@@ -21,4 +22,5 @@ pub use batches::{envelopes, steps};
 pub use engine::{Engine, Moments, StepResult};
 pub use inputs::{Inputs, TrainData};
 pub use progress::{Control, Event, LogRow, Observer, RunInfo, StepReport};
-pub use trainer::{Outcome, prepare, threads, train};
+pub use target::Target;
+pub use trainer::{Outcome, prepare, train, train_on};

@@ -12,6 +12,7 @@ use super::plan::{self, Plan};
 use super::progress::{Control, Event, LogRow, Observer, Observers, RunInfo, StepReport};
 use super::schedule::{Cadence, Due, Schedule, Steps};
 use super::state::{BestMetric, TrainerState, to_rotate};
+use super::target::{self, Target};
 use super::tensorboard::TensorBoard;
 use super::{card, files, plot};
 use crate::config::{Config, Resume, Strategy};
@@ -36,22 +37,16 @@ pub struct Outcome {
     pub stopped: Option<PathBuf>,
 }
 
-/// Threads of a run.
-pub fn threads(config: &Config) -> usize {
-    config.train.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
-}
-
-/// Inputs and plan of a run: what `plan` shows, and what [`train`] starts with.
+/// Inputs and plan of a run on `target`: what `plan` shows, and what [`train`] starts with.
 ///
 /// # Errors
 /// Whatever is wrong with model, data or settings; [`Error::Memory`] if it does not fit.
-pub fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<(Inputs, Plan)> {
+pub fn prepare(config: &Config, target: &Target, observer: &mut dyn Observer) -> Result<(Inputs, Plan)> {
     let inputs = Inputs::prepare(config, observer)?;
     let (train, eval) = envelopes(config, &inputs);
-    let n = threads(config);
-    let plan = plan::plan(&inputs.folder, config, &train, &eval, n)?;
-    if let Some(limit) = config.model.max_memory.or_else(plan::available_memory) {
-        plan::check(&plan, limit, &inputs.folder, config, &train, &eval, n)?;
+    let plan = plan::plan(&inputs.folder, config, &train, &eval, target)?;
+    if let Some(limit) = target.limit(config) {
+        plan::check(&plan, limit, &inputs.folder, config, &train, &eval, target)?;
     }
     Ok((inputs, plan))
 }
@@ -63,6 +58,15 @@ pub fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<(Inputs, 
 /// Whatever is wrong with model, data or settings, before anything is written; [`Error::Diverged`] when the loss is no
 /// longer a number; [`Error::File`] when the disk refuses. Checkpoints written before stay.
 pub fn train(config: &Config, observer: &mut dyn Observer) -> Result<Outcome> {
+    let (device, target) = target::pick(config)?;
+    train_on(config, &device, &target, observer)
+}
+
+/// As [`train`], on a device of the caller's choice.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_on(config: &Config, device: &Device, target: &Target, observer: &mut dyn Observer) -> Result<Outcome> {
     let t = &config.train;
     let resumes = t.resume_from_checkpoint != Resume::No;
     // A folder in the way is said before the long part; what overwriting removes goes only when all else is sound.
@@ -74,7 +78,7 @@ pub fn train(config: &Config, observer: &mut dyn Observer) -> Result<Outcome> {
         Inputs::prepare(config, observer)?;
         return Ok(Outcome { step: 0, total_steps: 0, train_loss: None, eval: Vec::new(), stopped: None });
     }
-    let (inputs, plan) = prepare(config, observer)?;
+    let (inputs, plan) = prepare(config, target, observer)?;
     for notice in &inputs.notices {
         log::warn!("{notice}");
     }
@@ -82,10 +86,8 @@ pub fn train(config: &Config, observer: &mut dyn Observer) -> Result<Outcome> {
         positions_fit(config, &inputs)?;
     }
     observer.observe(&Event::Preparing { what: "loading the model" })?;
-    let n = threads(config);
     let longest = longest(&inputs, config);
-    let device = Device::cpu(n);
-    let model = model::load(&inputs.folder, &plan::options(config, longest, n), &device, &|_, _| {})?;
+    let model = model::load(&inputs.folder, &plan::options(config, longest, target), device, &|_, _| {})?;
     let mut engine = Engine::new(model, &plan, config)?;
     if !t.do_train {
         let mut metrics = evaluate(config, &inputs, &mut engine, observer, 0)?;

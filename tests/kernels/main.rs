@@ -1,6 +1,10 @@
 //! Every kernel on every device that runs kernels, held to the CPU's ops in f64.
 
+mod adamw;
+mod grad_norm;
+mod nf4;
 mod rms_norm;
+mod usage;
 
 use half::bf16;
 use qlora_engine::device::Device;

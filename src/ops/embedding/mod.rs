@@ -6,8 +6,8 @@ use crate::device::Exec;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::simd::wide;
 use crate::error::{Error, Result};
-use crate::ops::{Slot, no_kernel};
 use crate::ops::philox::{Stream, uniform};
+use crate::ops::{Slot, no_kernel};
 use crate::tensor::{Float, Index, Real, Tensor};
 
 /// NEFTune's noise: its bound m and its random numbers.
