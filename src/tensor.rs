@@ -185,12 +185,12 @@ pub struct Live(pub(crate) u64);
 
 impl Live {
     /// The tokens of the step.
-    pub(crate) fn tokens(device: &Device) -> Option<Live> {
+    pub fn tokens(device: &Device) -> Option<Live> {
         device.step_addr().map(|at| Live(at + offset_of!(abi::Step, tokens) as u64))
     }
 
     /// The rows of the step that reach the head.
-    pub(crate) fn loss_rows(device: &Device) -> Option<Live> {
+    pub fn loss_rows(device: &Device) -> Option<Live> {
         device.step_addr().map(|at| Live(at + offset_of!(abi::Step, loss_rows) as u64))
     }
 }
@@ -230,7 +230,7 @@ impl Tensor {
     }
 
     /// Says that only as many rows hold something as stand at `live` when a kernel runs.
-    pub(crate) fn set_live(&mut self, live: Option<Live>) {
+    pub fn set_live(&mut self, live: Option<Live>) {
         self.live = live;
     }
 

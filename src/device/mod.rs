@@ -149,7 +149,7 @@ impl Device {
     }
 
     /// Tells kernels the counts and the random seed of the step that follows. Nothing else reads them.
-    pub(crate) fn set_step(&self, step: abi::Step) {
+    pub fn set_step(&self, step: abi::Step) {
         if let Kind::Kernels(launcher) = &self.0.kind {
             launcher.set_step(step);
         }

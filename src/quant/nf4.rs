@@ -317,11 +317,8 @@ impl Nf4Builder {
         if self.filled != total {
             return Err(Error::shape("nf4 quantise", format!("{} of {total} elements were given", self.filled)));
         }
-        let absmax = if self.double {
-            double_quantise(&self.absmax, mean(&self.absmax))
-        } else {
-            Absmax::Plain(self.absmax)
-        };
+        let absmax =
+            if self.double { double_quantise(&self.absmax, mean(&self.absmax)) } else { Absmax::Plain(self.absmax) };
         Ok(Nf4 { rows: self.rows, cols: self.cols, packed: self.packed, absmax, source: self.source })
     }
 }

@@ -133,8 +133,9 @@ fn parameters_are_set_and_refreshed() {
     for (name, device) in kernel_devices() {
         let entries = vec![entry(0, 3, 5), entry(15, 7, 301), entry(15 + 2107, 1, 2)];
         let mut params = Params::new(entries, DType::Bf16, &device).unwrap();
-        let values: Vec<Vec<f32>> =
-            (0..3).map(|i| random(i as u64, params.entries[i].range().len()).iter().map(|&x| x as f32).collect()).collect();
+        let values: Vec<Vec<f32>> = (0..3)
+            .map(|i| random(i as u64, params.entries[i].range().len()).iter().map(|&x| x as f32).collect())
+            .collect();
         for (i, values) in values.iter().enumerate() {
             params.set(i, values).unwrap();
         }

@@ -2,6 +2,7 @@
 
 mod adamw;
 mod grad_norm;
+mod linear;
 mod nf4;
 mod rms_norm;
 mod usage;

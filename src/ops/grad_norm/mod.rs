@@ -38,7 +38,9 @@ impl Norm {
 /// [`crate::Error::Shape`] unless `norm` was made for as many elements and kernels, if they are to compute it, are given f32.
 pub fn into(g: &Tensor, norm: &mut Norm) -> Result<()> {
     match g.device().exec() {
-        Exec::Cpu(pool) => by_dtype!(g.dtype(), T => norm.value.slice_mut::<f64>()[0] = cpu::norm::<T>(pool, g.slice())),
+        Exec::Cpu(pool) => {
+            by_dtype!(g.dtype(), T => norm.value.slice_mut::<f64>()[0] = cpu::norm::<T>(pool, g.slice()))
+        }
         Exec::Kernels(l) => {
             let partial = norm.partial.as_mut().ok_or_else(|| no_kernel("grad_norm", "a norm made for the CPU"))?;
             launch::into(l, &mut norm.value, partial, g)?;
