@@ -311,7 +311,8 @@ fn table(kernels: &[Kernel], on_host: &[Kernel], fatbins: &[(String, PathBuf)], 
     kernels.iter().for_each(|k| writeln!(s, "({:?}, {:?}),", k.name, k.file).unwrap());
     writeln!(s, "];\n/// Machine code by file.\npub(crate) static FATBINS: &[(&str, &[u8])] = &[").unwrap();
     fatbins.iter().for_each(|(stem, path)| writeln!(s, "({stem:?}, include_bytes!({path:?})),").unwrap());
-    writeln!(s, "];\n/// What the compiler made of each kernel on each architecture.\npub static USAGE: &[Usage] = &[").unwrap();
+    writeln!(s, "];\n/// What the compiler made of each kernel on each architecture.\npub static USAGE: &[Usage] = &[")
+        .unwrap();
     s += &usages(fatbins);
     let version = toolkit.map(|t| t.version);
     writeln!(

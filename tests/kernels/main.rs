@@ -4,6 +4,7 @@ mod adamw;
 mod embedding;
 mod grad_norm;
 mod linear_cross_entropy;
+mod linear;
 mod nf4;
 mod attention;
 mod rms_norm;
