@@ -4,7 +4,9 @@
 pub mod adamw;
 pub mod attention;
 pub mod embedding;
+pub mod gelu;
 pub mod grad_norm;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod philox;

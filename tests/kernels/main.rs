@@ -2,7 +2,9 @@
 
 mod adamw;
 mod embedding;
+mod gelu;
 mod grad_norm;
+mod layer_norm;
 mod linear_cross_entropy;
 mod linear;
 mod nf4;

@@ -64,8 +64,7 @@ impl Case {
 
 #[test]
 fn kernels_match_reference() {
-    let names =
-        ["turned", "turned back", "y", "y of the norm", "dx", "dx of the norm", "dx of the trained norm", "dw"];
+    let names = ["turned", "turned back", "y", "y of the norm", "dx", "dx of the norm", "dx of the trained norm", "dw"];
     for (seed, shape) in SHAPES.into_iter().enumerate() {
         let case = Case::new(seed as u64, shape);
         let cpu = Device::cpu(2);

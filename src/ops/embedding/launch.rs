@@ -39,11 +39,7 @@ pub(super) fn bwd(l: &Launcher, table: Slot, ids: &Index, dx: &Tensor, grads: &m
     };
     let columns = dx.cols().div_ceil((abi::EMBEDDING_BLOCK * abi::EMBEDDING_PACK) as usize);
     let shared = size_of::<abi::EmbeddingSmem>();
-    l.kernel(kernels::EMBEDDING_BWD)
-        .grid3(dx.rows(), columns, 1)
-        .block(abi::EMBEDDING_BLOCK)
-        .shared(shared)
-        .launch(&p)
+    l.kernel(kernels::EMBEDDING_BWD).grid3(dx.rows(), columns, 1).block(abi::EMBEDDING_BLOCK).shared(shared).launch(&p)
 }
 
 /// Enqueues `embedding_scatter`. Shapes were checked by [`super::scatter`].
