@@ -51,7 +51,6 @@ typedef struct {
   const bf16* v;          // (rows, kv_heads * head_dim)
   const unsigned* spans;  // (rows + 1, 2)
   const float* slopes;    // (heads) of ALiBi; null: none
-  long long rows;         // below 2^31 - 64
   int heads;
   int kv_heads;  // divides heads
   int head_dim;
@@ -73,7 +72,6 @@ typedef struct {
   const float* lse;       // (rows, heads)
   const unsigned* spans;  // as above
   const float* slopes;
-  long long rows;
   int heads;
   int kv_heads;
   int head_dim;

@@ -1,5 +1,5 @@
 use crate::*;
-use qlora_engine::ops::attention::{self, Attention};
+use qlora_engine::ops::attention::{self, Attention, Paged};
 use qlora_engine::tensor::Index;
 
 struct Case {
@@ -107,5 +107,61 @@ fn refuses_what_it_cannot_compute() {
         let a = Attention { heads: 1, kv_heads: 1, head_dim, cu_seqlens: spans, window: None };
         let error = attention::fwd(&q, &q, &q, a).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
+    }
+}
+
+/// (keys of each sequence, heads, kv heads, head_dim, window, keys of a page): each size of tiles; no key, one key, fewer
+/// and more keys than a split, at its edge; more query heads a kv head than a product has rows; windows.
+const DECODE_CASES: [(&[u32], usize, usize, usize, Option<usize>, usize); 8] = [
+    (&[1, 0, 17], 4, 2, 5, None, 16),
+    (&[40, 3], 2, 2, 32, Some(9), 16),
+    (&[300, 16, 700], 4, 1, 64, None, 32),
+    (&[600, 255, 256, 257], 2, 1, 80, Some(100), 16),
+    (&[33, 300], 40, 2, 96, None, 48),
+    (&[600], 8, 1, 128, None, 256),
+    (&[300, 5], 2, 1, 256, Some(290), 64),
+    (&[100, 300], 24, 1, 33, Some(300), 16),
+];
+
+#[test]
+fn decode_matches_reference() {
+    for (i, (lengths, heads, kv_heads, head_dim, window, page)) in DECODE_CASES.into_iter().enumerate() {
+        let most = lengths.iter().fold(0, |m: u32, &n| m.max(n)) as usize;
+        let width = most.div_ceil(page) + 1;
+        let count = width * lengths.len();
+        // Pages from the last to the first; what no key was written to holds NaN.
+        let pages: Vec<u32> = (0..count as u32).rev().collect();
+        let row_len = kv_heads * head_dim;
+        let mut written = vec![false; count * page];
+        for (n, &keys) in lengths.iter().enumerate() {
+            (0..keys as usize).for_each(|j| written[pages[n * width + j / page] as usize * page + j % page] = true);
+        }
+        let cache = |seed| {
+            let mut x = bf16s(&random(seed, count * page * row_len));
+            for (x, _) in x.chunks_exact_mut(row_len).zip(&written).filter(|(_, written)| !**written) {
+                x.fill(f64::NAN);
+            }
+            x
+        };
+        let (q, k, v) = (bf16s(&random(1, lengths.len() * heads * head_dim)), cache(2), cache(3));
+        // The sequences from `first` on alone.
+        let run = |first: usize, dtype, device: &Device| {
+            let n = lengths.len() - first;
+            let q = tensor(&q[first * heads * head_dim..], n, heads * head_dim, dtype, device);
+            let [k, v] = [&k, &v].map(|x| tensor(x, count * page, row_len, dtype, device));
+            let pages = Index::new(&pages[first * width..], n * width, None, device).unwrap();
+            let counts = Index::new(&lengths[first..], n, None, device).unwrap();
+            let a = Paged { heads, kv_heads, head_dim, window, page, pages: &pages, lengths: &counts };
+            let o = attention::decode(&q, &k, &v, a).unwrap().to_f64();
+            let rows = o.chunks_exact(heads * head_dim).zip(&lengths[first..]);
+            vec![rows.filter(|(_, keys)| **keys > 0).flat_map(|(o, _)| o.to_vec()).collect::<Vec<f64>>()]
+        };
+        let cpu = Device::cpu(2);
+        let (want, plain) = (run(0, DType::F64, &cpu), run(0, DType::Bf16, &cpu));
+        let got = on_each(|device| run(0, DType::Bf16, device));
+        check(&format!("o, case {i}"), &got[0], &plain[0], &want[0], 2.0);
+        // A sequence's bits do not depend on what else is in the batch.
+        let last = on_each(|device| run(lengths.len() - 1, DType::Bf16, device));
+        assert!(got[0].ends_with(&last[0]), "case {i}");
     }
 }

@@ -6,6 +6,8 @@
 //!
 //! The scores of a masked pair are never computed, and P exists one tile of queries at a time. Rounding points: P and dS
 //! to the storage type; sums in the accumulator type.
+//!
+//! [`decode`] is the same for one new query a sequence, with the keys and values before it in pages.
 
 mod cpu;
 mod launch;
@@ -113,6 +115,78 @@ pub fn bwd(
         Exec::Plan(p) => p.flops(10.0 * pairs(&a) * q.cols() as f64),
     }
     Ok([dq, dk, dv])
+}
+
+/// What one query a sequence looks at: keys and values kept in pages.
+#[derive(Clone, Copy)]
+pub struct Paged<'a> {
+    pub heads: usize,
+    /// Divides `heads`.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Keys a query sees, itself included; None: all.
+    pub window: Option<usize>,
+    /// Keys of a page: a multiple of 16.
+    pub page: usize,
+    /// The pages of each sequence in order, as many places a sequence; those past its keys are not looked at.
+    pub pages: &'a Index<'a>,
+    /// Keys of each sequence, that of its query included; 0: no sequence.
+    pub lengths: &'a Index<'a>,
+}
+
+/// `q` (sequences, heads * head_dim), `k`, `v` (pages * page, kv_heads * head_dim) -> o (sequences, heads * head_dim), of
+/// which rows without a sequence hold nothing. Key j of sequence n is row `pages[n][j / page] * page + j % page`. The bits
+/// of a sequence depend on nothing else in the batch.
+///
+/// # Errors
+/// [`Error::Shape`] if shapes, pages or lengths do not fit.
+pub fn decode(q: &Tensor, k: &Tensor, v: &Tensor, a: Paged) -> Result<Tensor> {
+    let width = check_paged(q, k, v, &a)?;
+    let mut o = q.like()?;
+    // Sums of each split of the keys.
+    let rows = launch::splits(&a, width).saturating_mul(q.rows().saturating_mul(a.heads));
+    let partial = || Tensor::unwritten(rows, a.head_dim + 2, DType::F32, q.device());
+    let mut partial = q.device().runs_kernels().then(partial).transpose()?;
+    match q.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
+            cpu::decode::<T>(pool, o.slice_mut(), q.slice(), k.slice(), v.slice(), &a, width)
+        }),
+        Exec::Kernels(l) => launch::decode(l, &mut o, partial.as_mut(), [q, k, v], &a, width)?,
+        Exec::Plan(p) => {
+            let keys = |n: &u32| a.window.map_or(*n as usize, |w| w.min(*n as usize));
+            p.flops(4.0 * a.lengths.numbers().iter().map(keys).sum::<usize>() as f64 * q.cols() as f64);
+        }
+    }
+    Ok(o)
+}
+
+/// Places for pages that each sequence has.
+fn check_paged(q: &Tensor, k: &Tensor, v: &Tensor, a: &Paged) -> Result<usize> {
+    q.expect("attention q", a.lengths.rows(), a.heads * a.head_dim, q.dtype())?;
+    k.expect("attention k", k.rows(), a.kv_heads * a.head_dim, q.dtype())?;
+    v.expect("attention v", k.rows(), k.cols(), q.dtype())?;
+    if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) || a.window == Some(0) {
+        let why = format!("{} heads, {} kv heads, window {:?}", a.heads, a.kv_heads, a.window);
+        return Err(Error::shape("attention", why));
+    }
+    if a.page == 0 || !a.page.is_multiple_of(16) || !k.rows().is_multiple_of(a.page) {
+        let why = format!("{} keys; must be a multiple of 16 and divide the {} of the cache", a.page, k.rows());
+        return Err(Error::shape("attention page", why));
+    }
+    let width = a.pages.rows() / q.rows().max(1);
+    if width * q.rows() != a.pages.rows() {
+        let why = format!("has {} places for {} sequences", a.pages.rows(), q.rows());
+        return Err(Error::shape("attention pages", why));
+    }
+    for (n, &keys) in a.lengths.numbers().iter().enumerate() {
+        let used = (keys as usize).div_ceil(a.page);
+        let pages = a.pages.numbers().get(n * width..n * width + used);
+        let exist = |pages: &[u32]| pages.iter().all(|&p| (p as usize) < k.rows() / a.page);
+        if used > width || !pages.is_some_and(exist) {
+            return Err(Error::shape("attention pages", format!("sequence {n} of {keys} keys has not as many")));
+        }
+    }
+    Ok(width)
 }
 
 /// (query, key) pairs that are not masked, a head.
