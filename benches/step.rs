@@ -113,17 +113,17 @@ fn steps(c: &mut Criterion) {
         let mut engine = Engine::new(model, &plan, &config).unwrap();
         let window = [batch()];
         // Checked before it is timed: the loss of a random model is close to that of guessing, and falls.
-        let first = engine.step(&window, 1, 0, 1e-3).unwrap().loss;
+        let first = engine.step(&window, 1, 0, 1e-3).unwrap().unwrap().loss;
         let guess = (LAYERS[0].6 as f64).ln();
         assert!((first - guess).abs() < 1.0, "{name}: loss {first}, guessing gives {guess}");
         let mut step = 1;
         group.bench_function(name, |b| {
             b.iter(|| {
                 step += 1;
-                engine.step(&window, step, step, 1e-3).unwrap()
+                engine.step(&window, step, step, 1e-3).unwrap().unwrap()
             })
         });
-        assert!(engine.step(&window, step + 1, step, 1e-3).unwrap().loss < first, "{name}: the loss did not fall");
+        assert!(engine.step(&window, step + 1, step, 1e-3).unwrap().unwrap().loss < first, "{name}: the loss did not fall");
     }
     group.finish();
 }

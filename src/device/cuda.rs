@@ -5,7 +5,7 @@
 //! before anything else is called, and every symbol used here is in the drivers that [`Cuda::open`] accepts.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::{Mutex, OnceLock};
@@ -127,6 +127,18 @@ impl Gpu {
     pub fn bandwidth(&self) -> Option<f64> {
         let bandwidth = 2.0 * f64::from(self.memory_clock) * 1e3 * f64::from(self.memory_bus) / 8.0;
         (bandwidth > 0.0).then_some(bandwidth)
+    }
+
+    /// Peak of dense bf16 products summed in f32, in FLOP/s: multiply-adds a clock and processor by compute capability
+    /// (NVIDIA's architecture white papers; GeForce halves the rate when the sums are f32).
+    pub fn flops(&self) -> f64 {
+        let each = match self.capability {
+            (8, 0) => 2048.0,
+            (9, 0) => 4096.0,
+            (10, _) => 8192.0,
+            _ => 512.0,
+        };
+        each * f64::from(self.multiprocessors) * f64::from(self.clock) * 1e3
     }
 
     /// # Errors

@@ -17,7 +17,7 @@ use crate::format::adapter::Part;
 use crate::format::{AdapterFile, Checkpoint, HfConfig};
 use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
-use crate::quant::nf4::Nf4;
+use crate::quant::{Code2, DeviceNf4, Nf4};
 use crate::tensor::{DType, Float, Real, Tensor};
 
 /// The linear layers of a block: name, and the part of the block it stands in.
@@ -87,6 +87,7 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         o,
         spec: &spec,
         device,
+        code2: if device.runs_kernels() && !device.is_plan() { Some(Code2::new(device)?) } else { None },
         staging: if device.runs_kernels() && !device.is_plan() { Device::cpu(1) } else { device.clone() },
         checkpoint: checkpoint.as_ref(),
         merged: &adapters[..merged],
@@ -133,6 +134,8 @@ struct Builder<'a> {
     device: &'a Device,
     /// Where values are made: the device itself, unless only kernels reach its memory.
     staging: Device,
+    /// On a device that runs kernels: what all its quantised matrices share.
+    code2: Option<Code2>,
     checkpoint: Option<&'a Checkpoint>,
     merged: &'a [AdapterFile],
     /// The adapter that is trained on, and its index.
@@ -296,7 +299,11 @@ impl Builder<'_> {
         };
         let view = checkpoint.expect(source, shape)?;
         if let (true, Some(double)) = (linear, self.o.nf4) {
-            return Nf4::from_view(&view, double, self.o.threads).map(Weight::Nf4);
+            let q = Nf4::from_view(&view, double, self.o.threads)?;
+            return match &self.code2 {
+                Some(code2) => DeviceNf4::upload(&q, code2).map(Weight::DeviceNf4),
+                None => Ok(Weight::Nf4(q)),
+            };
         }
         let mut t = Tensor::unwritten(rows, cols, self.o.dtype, &self.staging)?;
         if !self.device.is_plan() {

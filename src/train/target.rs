@@ -2,7 +2,7 @@
 
 use super::plan::available_memory;
 use crate::config::{Config, Precision};
-use crate::device::{Card, Device};
+use crate::device::{Card, Device, built_without_kernels, cards, driver_version};
 use crate::error::Result;
 use crate::tensor::DType;
 
@@ -55,11 +55,31 @@ pub fn threads(config: &Config) -> usize {
     config.train.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
 }
 
-/// The device that this config trains on, here.
+/// The device that this config trains on, here: the first GPU, or the CPU if there is none, if this program has no kernels
+/// or if `use_cpu` says so.
 ///
 /// # Errors
-/// What the device's driver says.
+/// [`crate::Error::Gpu`] for a GPU or a driver that is there but cannot be used.
 pub fn pick(config: &Config) -> Result<(Device, Target)> {
     let threads = threads(config);
-    Ok((Device::cpu(threads), Target::Cpu { threads }))
+    let cpu = || Ok((Device::cpu(threads), Target::Cpu { threads }));
+    if config.model.use_cpu || driver_version()?.is_none() {
+        return cpu();
+    }
+    if built_without_kernels().is_some() || cards()?.is_empty() {
+        return cpu();
+    }
+    let device = Device::cuda(0)?;
+    let Some(gpu) = device.gpu() else { return cpu() };
+    let free = device.gpu_memory()?.map_or(0, |(free, _)| free as u64);
+    let card = Card {
+        name: gpu.name.clone(),
+        memory: free.saturating_sub(RESERVE),
+        flops: gpu.flops(),
+        bandwidth: gpu.bandwidth().unwrap_or(0.0),
+    };
+    Ok((device, Target::Gpu(card)))
 }
+
+/// Bytes that are left to the driver: its own buffers grow while kernels are loaded.
+const RESERVE: u64 = 256 << 20;

@@ -16,7 +16,7 @@ use super::state::{BestMetric, TrainerState, to_rotate};
 use super::target::{self, Target};
 use super::tensorboard::TensorBoard;
 use super::{card, files, plot};
-use crate::config::{Config, Resume, Strategy};
+use crate::config::{Config, Precision, Resume, Strategy};
 use crate::data::batch::Padding;
 use crate::data::{Batch, Sample};
 use crate::device::Device;
@@ -85,6 +85,9 @@ pub fn train_on(config: &Config, device: &Device, target: &Target, observer: &mu
     }
     if t.do_train {
         positions_fit(config, &inputs)?;
+    }
+    if matches!(target, Target::Gpu(_)) && config.train.precision == Precision::F32 {
+        log::warn!("on a GPU training is in bf16, whatever `bf16` says; `use_cpu: true` computes in f32");
     }
     observer.observe(&Event::Preparing { what: "loading the model" })?;
     let longest = longest(&inputs, config);

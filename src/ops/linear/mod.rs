@@ -19,8 +19,8 @@ use crate::device::gemm::{Absmax, Nf4Ref};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::ops::philox::Stream;
-use crate::ops::{Slot, no_kernel};
-use crate::quant::dynamic8;
+use crate::ops::{Slot, no_kernel, product};
+use crate::quant::{DeviceNf4, dynamic8};
 use crate::quant::nf4::{self, Nf4};
 use crate::tensor::{DType, Tensor};
 
