@@ -7,6 +7,7 @@ pub const QE_MAX_PARAM_BYTES: u32 = 4096;
 pub const QE_MAX_SHARED_BYTES: u32 = 101376;
 pub const QE_WARP: u32 = 32;
 pub const RMS_NORM_BLOCK: u32 = 256;
+pub const PROBE_THREADS: u32 = 128;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct Step {
@@ -55,4 +56,12 @@ pub struct RmsNormWeight {
     pub per_row: ::std::os::raw::c_int,
     pub n: ::std::os::raw::c_int,
     pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Probe {
+    pub out: *mut f32,
+    pub in_: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+    pub which: ::std::os::raw::c_int,
 }
