@@ -33,10 +33,11 @@ test: setup
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets $(KERNEL_FEATURES) -- -D warnings
 	$(CARGO) test $(KERNEL_FEATURES)
+	$(MAKE) test-asan
 
-# The host-run kernels under AddressSanitizer.
+# The host-run kernels under AddressSanitizer. Dependencies are shared with the other tests; code for GPUs is not needed.
 test-asan: setup
-	ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --features host-asan --test kernels
+	QLORA_NO_NVCC=1 ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --features host-asan --test kernels
 
 # Writes src/device/abi.rs anew from kernels/*.h.
 bindings: setup

@@ -52,18 +52,9 @@ fn main() {
             Vec::new()
         }
     };
-    let mut on_host = Vec::new();
-    #[cfg(feature = "host-kernels")]
-    {
-        let probes = PathBuf::from(PROBES);
-        on_host.extend(sources.iter().filter(|s| !stem(s).ends_with(HOPPER_ONLY)).cloned().chain([probes]));
-        let kernels: Vec<Kernel> = on_host.iter().flat_map(|path| kernels_of(path)).collect();
-        compile_host(&on_host);
-        compile_stub(&kernels, &out);
-    }
+    let on_host = host_kernels(&sources, &out);
     #[cfg(feature = "bindings")]
     bindings(&out);
-    let on_host: Vec<Kernel> = on_host.iter().flat_map(|path| kernels_of(path)).collect();
     fs::write(out.join("kernels.rs"), table(&kernels, &on_host, &fatbins, toolkit.as_ref())).unwrap();
 }
 
@@ -117,31 +108,37 @@ fn find_nvcc() -> Option<Toolkit> {
     Some(Toolkit { nvcc, version })
 }
 
-/// Compiles what changed since the last time, as many files at once as cargo has jobs. Returns (stem, fatbin).
+/// Compiles what no build of this target folder has compiled yet, as many files at once as cargo has jobs. Returns (stem,
+/// fatbin).
 fn compile_fatbins(toolkit: &Toolkit, sources: &[PathBuf], out: &Path) -> Vec<(String, PathBuf)> {
-    let headers = contents(Path::new("kernels/include"));
+    // target/debug/build/NAME/out: what features and profiles differ in does not concern nvcc.
+    let cache = out.ancestors().nth(4).unwrap_or(out).join("fatbins");
+    fs::create_dir_all(&cache).unwrap();
     let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
     let queue = Mutex::new(sources.iter());
-    let failures = Mutex::new(Vec::new());
+    let done = Mutex::new((Vec::new(), Vec::new()));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 loop {
                     let Some(source) = queue.lock().unwrap().next() else { break };
-                    if let Err(why) = compile_fatbin(toolkit, source, &headers, out) {
-                        failures.lock().unwrap().push(why);
+                    let compiled = compile_fatbin(toolkit, source, &cache, out);
+                    let (fatbins, failures) = &mut *done.lock().unwrap();
+                    match compiled {
+                        Ok(fatbin) => fatbins.push((stem(source), fatbin)),
+                        Err(why) => failures.push(why),
                     }
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap();
+    let (mut fatbins, failures) = done.into_inner().unwrap();
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    sources.iter().map(|s| (stem(s), out.join(stem(s)).with_extension("fatbin"))).collect()
+    fatbins.sort();
+    fatbins
 }
 
-fn compile_fatbin(toolkit: &Toolkit, source: &Path, headers: &str, out: &Path) -> Result<(), String> {
-    let to = out.join(stem(source)).with_extension("fatbin");
+fn compile_fatbin(toolkit: &Toolkit, source: &Path, cache: &Path, out: &Path) -> Result<PathBuf, String> {
     let mut command = Command::new(&toolkit.nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings", "-Xptxas", "-v"]);
     let hopper = stem(source).ends_with(HOPPER_ONLY);
@@ -151,22 +148,25 @@ fn compile_fatbin(toolkit: &Toolkit, source: &Path, headers: &str, out: &Path) -
     if toolkit.version.0 >= 13 {
         command.arg("--compress-mode=size");
     }
-    command.arg("-o").arg(&to).arg(source);
+    let mut text = String::new();
+    read_with_includes(source, &mut Vec::new(), &mut text);
     let mut hasher = DefaultHasher::new();
-    let own = fs::read_to_string(source.with_extension("h")).unwrap_or_default();
-    (format!("{command:?}"), toolkit.version, headers, own, fs::read_to_string(source).unwrap()).hash(&mut hasher);
-    let stamp = to.with_extension("stamp");
-    let hash = hasher.finish().to_string();
-    if to.exists() && fs::read_to_string(&stamp).is_ok_and(|old| old == hash) {
-        return Ok(());
+    (format!("{command:?}"), toolkit.version, text).hash(&mut hasher);
+    let to = cache.join(format!("{}-{:016x}.fatbin", stem(source), hasher.finish()));
+    if to.exists() {
+        return Ok(to);
     }
-    let done = command.output().map_err(|e| format!("{}: {e}", toolkit.nvcc.display()))?;
+    // Another build may be at the same: the file is whole or not there.
+    let mine = out.join(stem(source)).with_extension("fatbin");
+    let done = command.arg("-o").arg(&mine).arg(source).output();
+    let done = done.map_err(|e| format!("{}: {e}", toolkit.nvcc.display()))?;
     if !done.status.success() {
         let text = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
         return Err(format!("nvcc could not compile {}:\n{text}", source.display()));
     }
-    fs::write(to.with_extension("ptxas"), done.stderr).map_err(|e| e.to_string())?;
-    fs::write(stamp, hash).map_err(|e| e.to_string())
+    fs::write(to.with_extension("ptxas"), done.stderr).map_err(|e| format!("{}: {e}", to.display()))?;
+    fs::rename(&mine, &to).map_err(|e| format!("{}: {e}", to.display()))?;
+    Ok(to)
 }
 
 /// What the assembler said of each kernel on each architecture, as Rust: `Usage { .. },` a line.
@@ -193,11 +193,39 @@ fn usages(fatbins: &[(String, PathBuf)]) -> String {
     s
 }
 
-/// Every file of a folder, one after the other.
-fn contents(folder: &Path) -> String {
-    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-    files.sort();
-    files.iter().map(|f| fs::read_to_string(f).unwrap()).collect()
+/// Appends a file and what it includes from kernels/, each once.
+fn read_with_includes(path: &Path, seen: &mut Vec<PathBuf>, text: &mut String) {
+    let Ok(path) = path.canonicalize() else { return };
+    if seen.contains(&path) {
+        return;
+    }
+    let own = fs::read_to_string(&path).unwrap();
+    text.push_str(&own);
+    seen.push(path.clone());
+    for name in own.lines().filter_map(|l| l.trim().strip_prefix("#include \"")?.strip_suffix('"')) {
+        for folder in [path.parent().unwrap_or(Path::new(".")), Path::new("kernels")] {
+            read_with_includes(&folder.join(name), seen, text);
+        }
+    }
+}
+
+#[cfg(not(feature = "host-kernels"))]
+fn host_kernels(_: &[PathBuf], _: &Path) -> Vec<Kernel> {
+    Vec::new()
+}
+
+/// Compiles the kernels for the CPU, the probes among them, and returns them.
+#[cfg(feature = "host-kernels")]
+fn host_kernels(sources: &[PathBuf], out: &Path) -> Vec<Kernel> {
+    let mine = sources.iter().filter(|s| !stem(s).ends_with(HOPPER_ONLY)).cloned();
+    let sources: Vec<PathBuf> = mine.chain([PROBES.into()]).collect();
+    let kernels: Vec<Kernel> = sources.iter().flat_map(|path| kernels_of(path)).collect();
+    let asan = env::var_os("CARGO_FEATURE_HOST_ASAN").is_some();
+    compile_host(&sources, asan);
+    if !asan {
+        compile_stub(&kernels, out);
+    }
+    kernels
 }
 
 /// The C++ compiler, as host-run kernels need it.
@@ -213,9 +241,9 @@ fn host_compiler() -> cc::Build {
 
 /// The same files as C++, with the scheduler that runs them.
 #[cfg(feature = "host-kernels")]
-fn compile_host(sources: &[PathBuf]) {
+fn compile_host(sources: &[PathBuf], asan: bool) {
     let mut build = host_compiler();
-    if env::var_os("CARGO_FEATURE_HOST_ASAN").is_some() {
+    if asan {
         build.flag("-fsanitize=address").flag("-fno-omit-frame-pointer");
         for arg in ["-fsanitize=address", "-static-libasan"] {
             println!("cargo:rustc-link-arg={arg}");
@@ -253,8 +281,7 @@ fn bindings(out: &Path) {
     headers.sort();
     let names = headers.iter().map(|h| h.file_name().unwrap().to_string_lossy().into_owned());
     let all: String = names.chain(["host/probes.h".into()]).map(|h| format!("#include \"{h}\"\n")).collect();
-    let header =
-        "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
+    let header = "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
                   //! Do not edit: change the header and run `make bindings`.\n\
                   #![allow(missing_docs, non_camel_case_types)]\n\
                   use half::bf16;";
@@ -322,10 +349,12 @@ fn table(kernels: &[Kernel], on_host: &[Kernel], fatbins: &[(String, PathBuf)], 
     .unwrap();
     writeln!(s, "#[cfg(feature = \"host-kernels\")]\nunsafe extern \"C\" {{").unwrap();
     for Kernel { name, .. } in on_host {
-        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;").unwrap();
+        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;")
+            .unwrap();
     }
     writeln!(s, "}}\n/// Host-run kernels: name, entry, most threads a block.").unwrap();
-    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[").unwrap();
+    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[")
+        .unwrap();
     for Kernel { name, .. } in on_host {
         writeln!(s, "crate::device::host::Entry {{ name: {name:?}, run: qe_host_{name}, threads: &raw const qe_host_{name}_threads }},").unwrap();
     }

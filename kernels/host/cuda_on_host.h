@@ -48,6 +48,7 @@ struct Fiber {
   Wait wait;
   Collective collective;
   int line;        // where it waits
+  int copy_line;   // where it last began an asynchronous copy
   void* argument;  // what it brought to the collective
   unsigned thread;
   int pending_count;
@@ -70,7 +71,7 @@ void wait_block(int line);
 void wait_warp(Collective what, void* argument, int line);
 [[noreturn]] void fail(const char* why, int line);
 
-void cp_async(void* dst, const void* src, int bytes, bool valid);
+void cp_async(void* dst, const void* src, int bytes, bool valid, int line);
 void cp_async_commit();
 void cp_async_wait(int newest);
 

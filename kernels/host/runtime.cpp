@@ -9,6 +9,7 @@
 #include <ucontext.h>
 #endif
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define QE_ASAN 1
 #else
@@ -96,7 +97,7 @@ void fiber_main() {
 #endif
   w.kernel(w.params);
   Fiber& f = *current.fiber;
-  if (f.pending_count > 0) fail("a thread ends before it has waited for its asynchronous copies", 0);
+  if (f.pending_count > 0) fail("a thread ends before it has waited for its asynchronous copies", f.copy_line);
   f.wait = Wait::kDone;
   jump(f, w.scheduler);
   abort();  // nobody goes on with a thread that is done
@@ -222,9 +223,15 @@ const char* name_of(Wait w) {
 void diverged(Worker& w, const Fiber& a, const Fiber& b) {
   if (w.failed) return;
   w.failed = true;
-  snprintf(w.why, sizeof w.why, "threads diverge in block (%u, %u, %u): thread %u %s at line %d, thread %u %s at line %d",
-           current.block.x, current.block.y, current.block.z, a.thread, name_of(a.wait), a.line, b.thread,
-           name_of(b.wait), b.line);
+  const auto place = [](const Fiber& f, char (&text)[80]) {
+    if (f.wait == Wait::kDone) snprintf(text, sizeof text, "thread %u %s", f.thread, name_of(f.wait));
+    else snprintf(text, sizeof text, "thread %u %s at line %d", f.thread, name_of(f.wait), f.line);
+  };
+  char one[80], other[80];
+  place(a, one);
+  place(b, other);
+  snprintf(w.why, sizeof w.why, "threads diverge in block (%u, %u, %u): %s, %s", current.block.x, current.block.y,
+           current.block.z, one, other);
 }
 
 // Runs a warp until every lane has ended or waits for the block.
@@ -308,11 +315,12 @@ void fail(const char* why, int line) {
   abort();
 }
 
-void cp_async(void* dst, const void* src, int bytes, bool valid) {
+void cp_async(void* dst, const void* src, int bytes, bool valid, int line) {
   Fiber& f = *current.fiber;
+  f.copy_line = line;
   const uintptr_t misaligned = (reinterpret_cast<uintptr_t>(dst) | (valid ? reinterpret_cast<uintptr_t>(src) : 0)) % bytes;
-  if (misaligned != 0) fail("an asynchronous copy of unaligned addresses", 0);
-  if (f.pending_count == kMaxPending) fail("too many asynchronous copies under way", 0);
+  if (misaligned != 0) fail("an asynchronous copy of unaligned addresses", line);
+  if (f.pending_count == kMaxPending) fail("too many asynchronous copies under way", line);
   f.pending_group[f.pending_count] = f.groups;
   f.pending[f.pending_count++] = PendingCopy{dst, valid ? src : nullptr, bytes};
 }
@@ -353,6 +361,10 @@ extern "C" int qe_host_run(void (*kernel)(const void*), const void* params, cons
   w->params = params;
   w->threads = threads;
   w->reversed = reversed != 0;
+#if QE_ASAN
+  // Threads that a failure left where they were never cleared what AddressSanitizer holds of their stacks.
+  if (w->failed) __asan_unpoison_memory_region(w->fibers[0].stack, kStackBytes * kMaxThreads);
+#endif
   w->failed = false;
   current.shared = shared;
   current.shared_bytes = shared_bytes;

@@ -25,8 +25,12 @@ QE_DEV void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 #else
-QE_DEV void cp_async16(void* dst, const void* src, bool valid = true) { host::cp_async(dst, src, 16, valid); }
-QE_DEV void cp_async4(void* dst, const void* src, bool valid = true) { host::cp_async(dst, src, 4, valid); }
+QE_DEV void cp_async16(void* dst, const void* src, bool valid = true, int line = __builtin_LINE()) {
+  host::cp_async(dst, src, 16, valid, line);
+}
+QE_DEV void cp_async4(void* dst, const void* src, bool valid = true, int line = __builtin_LINE()) {
+  host::cp_async(dst, src, 4, valid, line);
+}
 QE_DEV void cp_async_commit() { host::cp_async_commit(); }
 template <int N>
 QE_DEV void cp_async_wait() {

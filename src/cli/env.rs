@@ -119,7 +119,10 @@ fn gpu(card: &Gpu) -> String {
     let speed = card.bandwidth().map_or(String::new(), |b| format!(" at {:.0} GB/s", b / 1e9));
     let why_not = card.check().err().map_or(String::new(), |e| format!("; {e}"));
     let processors = card.multiprocessors;
-    format!("{}, compute capability {major}.{minor}, {processors} multiprocessors, {gib:.1} GiB{speed}{why_not}", card.name)
+    format!(
+        "{}, compute capability {major}.{minor}, {processors} multiprocessors, {gib:.1} GiB{speed}{why_not}",
+        card.name
+    )
 }
 
 #[cfg(test)]

@@ -157,7 +157,10 @@ impl Buffer {
 
     /// Copies the bytes from `at` on into `to`, after all that was enqueued. Panics when planned: there are none.
     pub(crate) fn read(&self, at: usize, to: &mut [u8]) {
-        assert!(!matches!(self.place, Place::Planned { .. }), "a planned buffer has no bytes: an op computed in a plan");
+        assert!(
+            !matches!(self.place, Place::Planned { .. }),
+            "a planned buffer has no bytes: an op computed in a plan"
+        );
         assert!(at <= self.bytes && to.len() <= self.bytes - at, "what is read lies inside the buffer");
         match &self.side {
             Side::Device(queue) => queue.read(self.addr() + at as u64, to),
@@ -202,7 +205,10 @@ impl Buffer {
             !matches!(self.place, Place::Planned { .. }),
             "a planned buffer has no bytes: an op computed in a plan"
         );
-        assert!(matches!(self.side, Side::Host), "the CPU read device memory in place: an op has no launch for kernels");
+        assert!(
+            matches!(self.side, Side::Host),
+            "the CPU read device memory in place: an op has no launch for kernels"
+        );
     }
 }
 

@@ -43,6 +43,10 @@ const DRIVERS: [((u32, u32), u32); 11] = [
     ((13, 1), 590),
 ];
 
+fn folder() -> Option<PathBuf> {
+    std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()).map(PathBuf::from)
+}
+
 /// Calls the driver. An error becomes its text, with the call's name.
 macro_rules! call {
     ($f:ident($($arg:expr),* $(,)?)) => {
@@ -93,7 +97,7 @@ fn driver_number(version: (u32, u32)) -> Option<u32> {
 
 /// Says so if there is a driver, but this binary was built without kernels for its GPU.
 pub fn built_without_kernels() -> Option<String> {
-    let none = kernels::FATBINS.is_empty() && std::env::var_os(FOLDER).is_none();
+    let none = kernels::FATBINS.is_empty() && folder().is_none();
     (none && library_is_present()).then(|| {
         "an NVIDIA driver is here, but this program was built without GPU kernels and runs on the CPU; \
          for the GPU run `make setup`, then build again"
@@ -148,7 +152,10 @@ impl Gpu {
             return Ok(());
         }
         let ((major, minor), (want, least)) = (self.capability, OLDEST);
-        let why = format!("{} has compute capability {major}.{minor}; {want}.{least} is needed (Ampere, from 2020)", self.name);
+        let why = format!(
+            "{} has compute capability {major}.{minor}; {want}.{least} is needed (Ampere, from 2020)",
+            self.name
+        );
         Err(Error::Gpu(why))
     }
 }
@@ -170,7 +177,8 @@ fn initialise() -> Result<()> {
     };
     let (needed, number) = needed_driver().unwrap_or(DRIVERS[0]);
     if version < needed {
-        let made = kernels::TOOLKIT.map_or_else(String::new, |(major, minor)| format!("; its kernels were made with CUDA {major}.{minor}"));
+        let made = kernels::TOOLKIT
+            .map_or_else(String::new, |(major, minor)| format!("; its kernels were made with CUDA {major}.{minor}"));
         let why = format!(
             "the NVIDIA driver offers CUDA {}.{}; this program needs {}.{}, which comes with driver {number}{made}",
             version.0, version.1, needed.0, needed.1
@@ -223,7 +231,9 @@ pub(super) struct Cuda {
     folder: Option<PathBuf>,
     loaded: Mutex<Loaded>,
     staging: Mutex<Staging>,
-    /// Pinned memory for reading, not in use.
+    /// A block of pinned memory for reading: whatever becomes of a copy, its target stays. Empty before `start`.
+    reading: Mutex<Vec<Pinned>>,
+    /// Pinned memory for reading later, not in use.
     landing: Mutex<Vec<Pinned>>,
 }
 
@@ -290,9 +300,11 @@ impl Cuda {
     /// [`Error::Gpu`] if there is no driver, no such GPU, no kernel for it in this binary, or if driver or GPU are too old.
     pub(super) fn open(ordinal: usize) -> Result<Self> {
         if !library_is_present() {
-            return Err(Error::Gpu("there is no NVIDIA driver here (libcuda.so.1); without a GPU the CPU is used".into()));
+            return Err(Error::Gpu(
+                "there is no NVIDIA driver here (libcuda.so.1); without a GPU the CPU is used".into(),
+            ));
         }
-        let folder = std::env::var_os(FOLDER).map(PathBuf::from);
+        let folder = folder();
         if kernels::FATBINS.is_empty() && folder.is_none() {
             let why = "this program was built without GPU kernels; run `make setup`, then build again";
             return Err(Error::Gpu(why.into()));
@@ -311,6 +323,7 @@ impl Cuda {
             folder,
             loaded: Mutex::default(),
             staging: Mutex::default(),
+            reading: Mutex::default(),
             landing: Mutex::default(),
         };
         cuda.start().map_err(Error::Gpu)?;
@@ -324,6 +337,7 @@ impl Cuda {
         call!(cuStreamCreate(&mut self.stream, sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32))?;
         let blocks = [self.pinned(STAGING_BYTES)?, self.pinned(STAGING_BYTES)?];
         lock(&self.staging).blocks.extend(blocks);
+        lock(&self.reading).push(self.pinned(STAGING_BYTES)?);
         Ok(())
     }
 
@@ -348,7 +362,9 @@ impl Cuda {
         self.bind()?;
         let mut addr = 0;
         call!(cuMemAlloc_v2(&mut addr, bytes.max(1))).map_err(|why| match self.memory() {
-            Ok((free, all)) => format!("{}: {bytes} bytes were asked for, {free} of {all} are free: {why}", self.card.name),
+            Ok((free, all)) => {
+                format!("{}: {bytes} bytes were asked for, {free} of {all} are free: {why}", self.card.name)
+            }
             Err(_) => why,
         })?;
         Ok(addr)
@@ -398,12 +414,18 @@ impl Cuda {
         Ok(())
     }
 
+    /// Waits for all work so far and copies.
     pub(super) fn read(&self, addr: u64, to: &mut [u8]) -> Said<()> {
         self.bind()?;
-        if !to.is_empty() {
-            call!(cuMemcpyDtoHAsync_v2(to.as_mut_ptr().cast(), addr, to.len(), self.stream))?;
+        let reading = lock(&self.reading);
+        for (i, chunk) in to.chunks_mut(STAGING_BYTES).enumerate() {
+            let (from, at) = (addr + (i * STAGING_BYTES) as u64, reading[0].at);
+            call!(cuMemcpyDtoHAsync_v2(at.cast(), from, chunk.len(), self.stream))?;
+            call!(cuStreamSynchronize(self.stream))?;
+            // SAFETY: the block is as long as any chunk, and the copy into it is done.
+            unsafe { ptr::copy_nonoverlapping(at, chunk.as_mut_ptr(), chunk.len()) };
         }
-        call!(cuStreamSynchronize(self.stream))
+        Ok(())
     }
 
     /// Enqueues a copy of at most [`LATER_BYTES`] bytes to the CPU.
@@ -616,8 +638,9 @@ impl Drop for Cuda {
         }
         // Nothing can be told any more, and what fails here is gone with the process.
         let _ = call!(cuStreamSynchronize(self.stream));
-        let (blocks, landing) = (std::mem::take(&mut lock(&self.staging).blocks), std::mem::take(&mut *lock(&self.landing)));
-        blocks.iter().chain(&landing).for_each(|pinned| self.unpin(pinned));
+        let blocks = std::mem::take(&mut lock(&self.staging).blocks);
+        let (reading, landing) = (std::mem::take(&mut *lock(&self.reading)), std::mem::take(&mut *lock(&self.landing)));
+        blocks.iter().chain(&reading).chain(&landing).for_each(|pinned| self.unpin(pinned));
         for module in std::mem::take(&mut lock(&self.loaded).modules).into_values() {
             let _ = call!(cuModuleUnload(module));
         }

@@ -21,6 +21,14 @@ pub struct Kernel<P> {
     params: PhantomData<fn(P)>,
 }
 
+impl<P> Clone for Kernel<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P> Copy for Kernel<P> {}
+
 impl<P> Kernel<P> {
     const fn new(name: &'static str, file: &'static str) -> Self {
         Self { name, file, params: PhantomData }

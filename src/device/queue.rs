@@ -95,7 +95,7 @@ impl Queue {
             #[cfg(feature = "host-kernels")]
             To::Host(_) => host::free(addr, bytes),
         }
-        let _ = bytes;
+        let _ = bytes; // only the heap asks for it
     }
 
     /// Copies `from` to `addr`. The caller owns that memory.
@@ -134,10 +134,10 @@ impl Queue {
             && !self.recording()
             && bytes <= cuda::LATER_BYTES
         {
-            match cuda.read_later(addr, bytes) {
-                Ok(under_way) => return Later(Waiting::Cuda { queue: self.clone(), under_way: Some(under_way), bytes }),
-                Err(why) => self.keep_fault(Err(why)),
-            }
+            return Later(match cuda.read_later(addr, bytes) {
+                Ok(under_way) => Waiting::Cuda { queue: self.clone(), under_way: Some(under_way), bytes },
+                Err(why) => Waiting::Here(Err(why)),
+            });
         }
         let mut now = vec![0; bytes];
         self.read(addr, &mut now);
@@ -360,13 +360,13 @@ impl Drop for Block {
 pub struct Later(Waiting);
 
 enum Waiting {
-    Here(Vec<u8>),
+    Here(Said<Vec<u8>>),
     Cuda { queue: Arc<Queue>, under_way: Option<cuda::UnderWay>, bytes: usize },
 }
 
 impl Later {
     pub(super) fn now(bytes: Vec<u8>) -> Self {
-        Later(Waiting::Here(bytes))
+        Later(Waiting::Here(Ok(bytes)))
     }
 
     /// The bytes, once all work enqueued before the request has run.
@@ -375,7 +375,7 @@ impl Later {
     /// [`Error::Gpu`] if that work failed.
     pub fn wait(mut self) -> Result<Vec<u8>> {
         match &mut self.0 {
-            Waiting::Here(now) => Ok(std::mem::take(now)),
+            Waiting::Here(now) => std::mem::replace(now, Ok(Vec::new())).map_err(Error::Gpu),
             Waiting::Cuda { queue, under_way, bytes } => match (&queue.to, under_way.take()) {
                 (To::Cuda(cuda), Some(under_way)) => cuda.arrived(under_way, *bytes).map_err(Error::Gpu),
                 _ => Err(Error::Gpu("nothing is under way".into())),

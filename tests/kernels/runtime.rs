@@ -5,7 +5,7 @@ use qlora_engine::Result;
 use qlora_engine::device::{Kernel, Probing, abi, kernels};
 
 fn probe(kernel: Kernel<abi::Probe>, p: Probing, input: &[f32]) -> [Result<Vec<f32>>; 2] {
-    [false, true].map(|reversed| Device::host_kernels(1, reversed).unwrap().probe(Kernel { ..kernel }, p, input))
+    [false, true].map(|reversed| Device::host_kernels(1, reversed).unwrap().probe(kernel, p, input))
 }
 
 fn count(n: usize) -> Vec<f32> {
@@ -20,7 +20,8 @@ fn a_missing_barrier_is_seen() {
     for out in probe(kernels::PROBE_BARRIER, RIGHT, &count(128)) {
         assert_eq!(out.unwrap(), want);
     }
-    let [forward, reversed] = probe(kernels::PROBE_BARRIER, Probing { which: 1, ..RIGHT }, &count(128)).map(Result::unwrap);
+    let [forward, reversed] =
+        probe(kernels::PROBE_BARRIER, Probing { which: 1, ..RIGHT }, &count(128)).map(Result::unwrap);
     // Whoever comes too early reads what shared memory is full of.
     assert!(forward.iter().any(|x| x.is_nan()) && reversed.iter().any(|x| x.is_nan()));
     let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
@@ -82,6 +83,7 @@ fn a_copy_lands_at_its_wait() {
     for out in probe(kernels::PROBE_COPY, Probing { which: 2, ..p }, &count(512)) {
         let why = out.unwrap_err().to_string();
         assert!(why.contains("a thread ends before it has waited for its asynchronous copies"), "{why}");
+        assert!(why.contains(&format!("line {}", line("cp_async16(s + at, p.in + at);"))), "{why}");
     }
 }
 
@@ -138,7 +140,9 @@ fn an_overrun_is_reported() {
         let _ = Device::host_kernels(1, false).unwrap().probe(kernels::PROBE_OVERRUN, Probing { which, ..p }, &input);
         return;
     }
-    for (which, what) in [(0, ""), (1, "WRITE of size 4"), (2, "READ of size 4"), (3, "WRITE of size 4"), (4, "READ of size 4")] {
+    for (which, what) in
+        [(0, ""), (1, "WRITE of size 4"), (2, "READ of size 4"), (3, "WRITE of size 4"), (4, "READ of size 4")]
+    {
         let mut child = std::process::Command::new(std::env::current_exe().unwrap());
         child.args(["runtime::an_overrun_is_reported", "--exact"]).env("PROBE_OVERRUN", which.to_string());
         let done = child.output().unwrap();
