@@ -24,6 +24,10 @@ const ARCHITECTURES: [&str; 6] = [
 /// Files of this ending hold `wgmma` and bulk copies, which only compute capability 9.0 has.
 const HOPPER_ONLY: &str = "_sm90";
 
+/// Kernels that are wrong on purpose, on the CPU only.
+#[cfg(feature = "host-kernels")]
+const PROBES: &str = "kernels/host/probes.cu";
+
 /// A `QE_KERNEL(name, Params, threads)` line.
 struct Kernel {
     name: String,
@@ -48,11 +52,19 @@ fn main() {
             Vec::new()
         }
     };
+    let mut on_host = Vec::new();
     #[cfg(feature = "host-kernels")]
-    compile_host(&sources);
+    {
+        let probes = PathBuf::from(PROBES);
+        on_host.extend(sources.iter().filter(|s| !stem(s).ends_with(HOPPER_ONLY)).cloned().chain([probes]));
+        let kernels: Vec<Kernel> = on_host.iter().flat_map(|path| kernels_of(path)).collect();
+        compile_host(&on_host);
+        compile_stub(&kernels, &out);
+    }
     #[cfg(feature = "bindings")]
     bindings(&out);
-    fs::write(out.join("kernels.rs"), table(&kernels, &fatbins, toolkit.as_ref())).unwrap();
+    let on_host: Vec<Kernel> = on_host.iter().flat_map(|path| kernels_of(path)).collect();
+    fs::write(out.join("kernels.rs"), table(&kernels, &on_host, &fatbins, toolkit.as_ref())).unwrap();
 }
 
 /// kernels/*.cu, by name.
@@ -188,22 +200,49 @@ fn contents(folder: &Path) -> String {
     files.iter().map(|f| fs::read_to_string(f).unwrap()).collect()
 }
 
-/// The same files as C++, with the scheduler that runs them.
+/// The C++ compiler, as host-run kernels need it.
 #[cfg(feature = "host-kernels")]
-fn compile_host(sources: &[PathBuf]) {
+fn host_compiler() -> cc::Build {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).debug(true).include("kernels").warnings(true).warnings_into_errors(true);
     // No C++ library is linked; fused multiply-adds only where a kernel asks for them.
     build.cpp_link_stdlib(None).flag("-fno-exceptions").flag("-fno-rtti").flag("-ffp-contract=off");
     build.flag("-Wno-unknown-pragmas").flag("-x").flag("c++");
+    build
+}
+
+/// The same files as C++, with the scheduler that runs them.
+#[cfg(feature = "host-kernels")]
+fn compile_host(sources: &[PathBuf]) {
+    let mut build = host_compiler();
     if env::var_os("CARGO_FEATURE_HOST_ASAN").is_some() {
         build.flag("-fsanitize=address").flag("-fno-omit-frame-pointer");
         for arg in ["-fsanitize=address", "-static-libasan"] {
-            println!("cargo:rustc-link-arg-tests={arg}");
+            println!("cargo:rustc-link-arg={arg}");
         }
     }
-    build.files(sources.iter().filter(|s| !stem(s).ends_with(HOPPER_ONLY))).file("kernels/host/runtime.cpp");
-    build.compile("qe_host_kernels");
+    build.files(sources).file("kernels/host/runtime.cpp").compile("qe_host_kernels");
+}
+
+/// A `libcuda.so.1` whose launches run the host-run kernels, for tests/cuda_stub.rs, in a folder of its own.
+#[cfg(feature = "host-kernels")]
+fn compile_stub(kernels: &[Kernel], out: &Path) {
+    let folder = out.join("stub");
+    fs::create_dir_all(&folder).unwrap();
+    println!("cargo:rustc-env=QLORA_STUB_CUDA={}", folder.display());
+    let mut table = String::new();
+    for Kernel { name, .. } in kernels {
+        writeln!(table, "STUB_KERNEL({name})").unwrap();
+    }
+    fs::write(out.join("stub_kernels.inc"), table).unwrap();
+    let library = folder.join("libcuda.so.1");
+    let mut command = host_compiler().include(out).get_compiler().to_command();
+    command.args(["-shared", "-Wl,-Bsymbolic", "-o"]).arg(&library).arg("kernels/host/stub_cuda.cpp");
+    command.args(["-x", "none"]).arg(out.join("libqe_host_kernels.a"));
+    let done = command.output().expect("the C++ compiler runs");
+    assert!(done.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&done.stderr));
+    // The name that is looked for first.
+    fs::copy(&library, folder.join("libcuda.so")).unwrap();
 }
 
 /// bindgen's view of kernels/*.h, held to the committed src/device/abi.rs (or written there on request).
@@ -212,8 +251,10 @@ fn bindings(out: &Path) {
     let mut headers: Vec<PathBuf> = fs::read_dir("kernels").unwrap().map(|e| e.unwrap().path()).collect();
     headers.retain(|p| p.extension().is_some_and(|e| e == "h"));
     headers.sort();
-    let all: String = headers.iter().map(|h| format!("#include \"{}\"\n", h.file_name().unwrap().display())).collect();
-    let header = "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
+    let names = headers.iter().map(|h| h.file_name().unwrap().to_string_lossy().into_owned());
+    let all: String = names.chain(["host/probes.h".into()]).map(|h| format!("#include \"{h}\"\n")).collect();
+    let header =
+        "//! What Rust and the kernels share: parameter structs and constants, made by bindgen from kernels/*.h.\n\
                   //! Do not edit: change the header and run `make bindings`.\n\
                   #![allow(missing_docs, non_camel_case_types)]\n\
                   use half::bf16;";
@@ -244,9 +285,9 @@ fn bindings(out: &Path) {
 }
 
 /// The Rust that src/device/kernel.rs includes.
-fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Toolkit>) -> String {
+fn table(kernels: &[Kernel], on_host: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Toolkit>) -> String {
     let mut s = String::new();
-    let mut params: Vec<&str> = kernels.iter().map(|k| k.params.as_str()).collect();
+    let mut params: Vec<&str> = kernels.iter().chain(on_host).map(|k| k.params.as_str()).collect();
     params.sort_unstable();
     params.dedup();
     for p in params {
@@ -256,16 +297,22 @@ fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Too
         )
         .unwrap();
     }
-    for Kernel { name, params, file } in kernels {
+    let mut all: Vec<&Kernel> = kernels.iter().chain(on_host).collect();
+    all.sort_by_key(|k| &k.name);
+    all.dedup_by_key(|k| &k.name);
+    for Kernel { name, params, file } in all {
         let constant = name.to_uppercase();
         writeln!(s, "/// `{name}` of kernels/{file}.cu.").unwrap();
         writeln!(s, "pub const {constant}: Kernel<abi::{params}> = Kernel::new({name:?}, {file:?});").unwrap();
     }
+    writeln!(s, "/// Ending of the files whose kernels only compute capability 9.0 can run.").unwrap();
+    writeln!(s, "pub(crate) const HOPPER_ONLY: &str = {HOPPER_ONLY:?};").unwrap();
     writeln!(s, "/// Every kernel and its file.\npub(crate) static ALL: &[(&str, &str)] = &[").unwrap();
     kernels.iter().for_each(|k| writeln!(s, "({:?}, {:?}),", k.name, k.file).unwrap());
     writeln!(s, "];\n/// Machine code by file.\npub(crate) static FATBINS: &[(&str, &[u8])] = &[").unwrap();
     fatbins.iter().for_each(|(stem, path)| writeln!(s, "({stem:?}, include_bytes!({path:?})),").unwrap());
-    writeln!(s, "];\n/// What the compiler made of each kernel on each architecture.\npub static USAGE: &[Usage] = &[").unwrap();
+    writeln!(s, "];\n/// What the compiler made of each kernel on each architecture.\npub static USAGE: &[Usage] = &[")
+        .unwrap();
     s += &usages(fatbins);
     let version = toolkit.map(|t| t.version);
     writeln!(
@@ -274,15 +321,12 @@ fn table(kernels: &[Kernel], fatbins: &[(String, PathBuf)], toolkit: Option<&Too
     )
     .unwrap();
     writeln!(s, "#[cfg(feature = \"host-kernels\")]\nunsafe extern \"C\" {{").unwrap();
-    let on_host = || kernels.iter().filter(|k| !k.file.ends_with(HOPPER_ONLY));
-    for Kernel { name, .. } in on_host() {
-        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;")
-            .unwrap();
+    for Kernel { name, .. } in on_host {
+        writeln!(s, "fn qe_host_{name}(params: *const std::ffi::c_void);\nstatic qe_host_{name}_threads: u32;").unwrap();
     }
     writeln!(s, "}}\n/// Host-run kernels: name, entry, most threads a block.").unwrap();
-    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[")
-        .unwrap();
-    for Kernel { name, .. } in on_host() {
+    writeln!(s, "#[cfg(feature = \"host-kernels\")]\npub(crate) static HOST: &[crate::device::host::Entry] = &[").unwrap();
+    for Kernel { name, .. } in on_host {
         writeln!(s, "crate::device::host::Entry {{ name: {name:?}, run: qe_host_{name}, threads: &raw const qe_host_{name}_threads }},").unwrap();
     }
     s + "];\n"

@@ -23,13 +23,13 @@ struct ColumnsSmem {
 static_assert(sizeof(ColumnsSmem) == GEMM_COLUMNS_SHARED, "as gemm.h says");
 }  // namespace
 
-QE_KERNEL(gemm_nt_128, Gemm, GEMM_128_BLOCK) { dense<Large, Op::kNt>(p); }
+QE_KERNEL(gemm_nt_128, Gemm, 512) { dense<Large, Op::kNt>(p); }
 QE_KERNEL(gemm_nt_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNt>(p); }
 QE_KERNEL(gemm_nt_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNt, true>(p); }
-QE_KERNEL(gemm_nn_128, Gemm, GEMM_128_BLOCK) { dense<Large, Op::kNn>(p); }
+QE_KERNEL(gemm_nn_128, Gemm, 512) { dense<Large, Op::kNn>(p); }
 QE_KERNEL(gemm_nn_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNn>(p); }
 QE_KERNEL(gemm_nn_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNn>(p); }
-QE_KERNEL(gemm_tn_128, Gemm, GEMM_128_BLOCK) { transposed<Large>(p); }
+QE_KERNEL(gemm_tn_128, Gemm, 512) { transposed<Large>(p); }
 QE_KERNEL(gemm_tn_64, Gemm, GEMM_64_BLOCK) { transposed<Small>(p); }
 QE_KERNEL(gemm_tn_tall, Gemm, GEMM_TALL_BLOCK) { transposed<Tall>(p); }
 QE_KERNEL(gemm_tn_wide, Gemm, GEMM_TALL_BLOCK) { transposed<Wide, true>(p); }

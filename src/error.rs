@@ -34,6 +34,9 @@ pub enum Error {
     /// The run does not fit into memory. `why` holds the figures and the nearest settings that fit.
     #[error("memory: {0}")]
     Memory(String),
+    /// A GPU cannot be used, or failed at something that is no launch.
+    #[error("gpu: {0}")]
+    Gpu(String),
     /// A launch was refused or failed. `grid` in blocks, `block` in threads.
     #[error("kernel {name} (grid {grid:?}, block {block:?}): {why}")]
     Kernel { name: &'static str, grid: [u32; 3], block: [u32; 3], why: String },

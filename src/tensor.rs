@@ -7,7 +7,7 @@ use std::mem::offset_of;
 use half::bf16;
 
 use crate::device::gemm::{Dst, Src};
-use crate::device::{Buffer, Device, Pod, abi, bytes_of, bytes_of_mut, simd};
+use crate::device::{Buffer, Device, Later, Pod, abi, bytes_of, bytes_of_mut, simd};
 use crate::error::{Error, Result};
 
 /// Element type of a tensor.
@@ -340,6 +340,13 @@ impl Tensor {
         out
     }
 
+    /// Asks for the bytes of `n` elements from element `at` on, without waiting for what computes them. Panics as
+    /// [`Tensor::read`] does.
+    pub fn read_later<T: Float>(&self, at: usize, n: usize) -> Later {
+        assert_eq!(self.dtype, T::DTYPE, "a tensor was read as another dtype");
+        self.buffer.read_later(at * size_of::<T>(), n * size_of::<T>())
+    }
+
     /// Copies `data` in, from element `at` on. Panics on another dtype; does nothing in a plan.
     pub fn write<T: Float>(&mut self, at: usize, data: &[T]) {
         assert_eq!(self.dtype, T::DTYPE, "a tensor was written as another dtype");
@@ -405,6 +412,16 @@ impl<'a> Index<'a> {
         buffer.fill(0);
         buffer.write(0, bytes_of(&host));
         Ok(Index { host, device: Some(buffer), rows, live })
+    }
+
+    /// These numbers on the host, and on kernels `table` in their place: something an op derives from them once a batch.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(crate) fn with_table(numbers: Cow<'a, [u32]>, table: &[u32], device: &Device) -> Result<Self> {
+        let mut buffer = device.alloc(table.len().saturating_mul(4))?;
+        buffer.write(0, bytes_of(table));
+        Ok(Index { host: numbers, device: Some(buffer), rows: table.len(), live: None })
     }
 
     /// The numbers, those past the live rows not among them.

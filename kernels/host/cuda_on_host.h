@@ -18,8 +18,8 @@
   static_assert(sizeof(P) <= QE_MAX_PARAM_BYTES, "parameters over what a launch takes");            \
   static void name##_body(const P& p);                                                             \
   extern "C" void qe_host_##name(const void* params) { name##_body(*static_cast<const P*>(params)); } \
-  extern "C" const unsigned qe_host_##name##_threads;                                               \
-  const unsigned qe_host_##name##_threads = (threads);                                              \
+  extern "C" const unsigned qe_host_##name##_threads, qe_host_##name##_bytes;                       \
+  const unsigned qe_host_##name##_threads = (threads), qe_host_##name##_bytes = sizeof(P);          \
   static void name##_body(const P& p)
 
 namespace qe {

@@ -49,8 +49,9 @@ struct Mask {
   long long cols;
 
   QE_DEV Philox words(unsigned long long block) const { return philox(seed, step, module, block); }
+  QE_DEV unsigned keeps(unsigned word) const { return word >> 8 >= below ? 1 : 0; }
   // Dropped elements become 0 whatever they were.
-  QE_DEV float apply(float x, unsigned word) const { return word >> 8 >= below ? x * keep : 0.0f; }
+  QE_DEV float apply(float x, unsigned word) const { return keeps(word) ? x * keep : 0.0f; }
 };
 QE_DEV Mask mask_of(const Gemm& p, long long cols) {
   return {p.step->seed, p.step->micro_step, p.module, p.drop_below, p.keep, cols};
@@ -67,7 +68,7 @@ QE_DEV Chunk read_chunk(const bf16* at, int count, bool aligned) {
   return x;
 }
 
-QE_DEV void drop(Chunk& x, const Mask& mask, long long row, long long col) {
+QE_DEV void drop(Chunk& x, const Mask& mask, int row, int col) {
   const unsigned long long first = static_cast<unsigned long long>(row * mask.cols + col);
   Philox p = mask.words(first / 4);
 #pragma unroll
@@ -79,8 +80,6 @@ QE_DEV void drop(Chunk& x, const Mask& mask, long long row, long long col) {
   }
 }
 
-QE_DEV int clip(long long n) { return n < 0 ? 0 : n < 0x7FFFFFFF ? static_cast<int>(n) : 0x7FFFFFFF; }
-
 // Copies one tile after the other of a matrix into shared memory, along the depth: down its rows (DOWN) or along them. What
 // lies outside the matrix is 0.
 template <class T, int THREADS, bool DOWN>
@@ -91,17 +90,17 @@ struct Walk {
   static_assert(THREADS % T::kChunks == 0 && T::kRows % kApart == 0, "the same number for every thread");
 
   const bf16* at;  // this thread's first chunk in the tile that comes next
-  long long ld;
+  int ld;
   int rows, cols;  // that are left from there on
   bool aligned;
 
   // The matrix (rows, cols) from element (row, col) on.
-  QE_DEV void begin(const bf16* matrix, long long ld_, long long rows_, long long cols_, long long row, long long col) {
-    const int r = static_cast<int>(threadIdx.x) / T::kChunks, c = static_cast<int>(threadIdx.x) % T::kChunks * 8;
-    at = matrix + (row + r) * ld_ + col + c;
-    ld = ld_;
-    rows = clip(rows_ - row - r);
-    cols = clip(cols_ - col - c);
+  QE_DEV void begin(const bf16* matrix, long long ld_, long long rows_, long long cols_, int row, int col) {
+    const int r = row + static_cast<int>(threadIdx.x) / T::kChunks, c = col + static_cast<int>(threadIdx.x) % T::kChunks * 8;
+    ld = static_cast<int>(ld_);
+    at = matrix + static_cast<long long>(r) * ld + c;
+    rows = static_cast<int>(rows_) - r;
+    cols = static_cast<int>(cols_) - c;
     aligned = packs<8>(matrix, ld_);
   }
   // Starts to copy the next tile. Chunks that are not whole are copied at once.
@@ -110,7 +109,7 @@ struct Walk {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
       void* to = tile.chunk(r + n * kApart, c);
-      const bf16* from = at + n * kApart * ld;
+      const bf16* from = at + static_cast<long long>(ld) * (n * kApart);
       const int count = n * kApart < rows ? cols : 0;
       if (count <= 0 || (aligned && count >= 8))
         cp_async16(to, from, count > 0);
@@ -120,12 +119,12 @@ struct Walk {
     advance();
   }
   // As fetch, with dropout; `row` and `col` are those of the tile.
-  QE_DEV void fetch_dropped(T& tile, const Mask& mask, long long row, long long col) {
+  QE_DEV void fetch_dropped(T& tile, const Mask& mask, int row, int col) {
     const int r = static_cast<int>(threadIdx.x) / T::kChunks, c = static_cast<int>(threadIdx.x) % T::kChunks;
 #pragma unroll 1
     for (int n = 0; n < kCount; ++n) {
       const int count = n * kApart < rows ? cols : 0;
-      Chunk x = read_chunk(at + n * kApart * ld, count, aligned);
+      Chunk x = read_chunk(at + static_cast<long long>(ld) * (n * kApart), count, aligned);
       if (count > 0) drop(x, mask, row + r + n * kApart, col + c * 8);
       *static_cast<Chunk*>(tile.chunk(r + n * kApart, c)) = x;
     }
@@ -133,7 +132,7 @@ struct Walk {
   }
   QE_DEV void advance() {
     if (DOWN) {
-      at += kDeep * ld;
+      at += static_cast<long long>(ld) * kDeep;
       rows -= kDeep;
     } else {
       at += kDeep;
@@ -195,54 +194,67 @@ QE_DEV void multiply(Sums<S>& sums, A& a, B& b) {
   }
 }
 
-// Dropout of the sums, whose element (0, 0) is (row0, col0) of the result.
+// Which of this thread's sums dropout keeps, a bit each; element (0, 0) of the block's is (row0, col0) of the result. Made
+// before there are sums: both at once take too many registers.
 template <class S>
-QE_DEV void drop_sums(Sums<S>& sums, const Mask& mask, long long row0, long long col0) {
+QE_DEV unsigned long long kept_sums(const Mask& mask, int row0, int col0) {
+  static_assert(S::kFragsM * S::kFragsN <= 16, "a bit for each sum of a thread");
   const int g = lane() / 4, t = lane() % 4;
   const bool odd = t % 2 == 1;
+  unsigned long long kept = 0;
+#pragma unroll 1
+  for (int f = 0; f < S::kFragsM * S::kFragsN; ++f) {
+    const int row = row0 + warp_row<S>() + f / S::kFragsN * 16 + g, col = col0 + warp_col<S>() + f % S::kFragsN * 8 + 2 * t;
+    unsigned bits = 0;
+    if (mask.cols % 4 == 0) {
+      // Two lanes need four neighbours of two rows: each makes the numbers of one row.
+      const long long mine = (odd ? row + 8 : row) * (mask.cols / 4) + col / 4;
+      const Philox p = mask.words(static_cast<unsigned long long>(mine));
+      const unsigned x = shfl_xor(odd ? p.w[0] : p.w[2], 1), y = shfl_xor(odd ? p.w[1] : p.w[3], 1);
+      bits = mask.keeps(odd ? x : p.w[0]) | mask.keeps(odd ? y : p.w[1]) << 1 | mask.keeps(odd ? p.w[2] : x) << 2 |
+             mask.keeps(odd ? p.w[3] : y) << 3;
+    } else {
+#pragma unroll 1
+      for (int e = 0; e < 4; ++e) {
+        const unsigned long long at = static_cast<unsigned long long>((row + e / 2 * 8) * mask.cols + col + e % 2);
+        const Philox p = mask.words(at / 4);
+        const unsigned low = at & 1 ? p.w[1] : p.w[0], high = at & 1 ? p.w[3] : p.w[2];
+        bits |= mask.keeps(at & 2 ? high : low) << e;
+      }
+    }
+    kept |= static_cast<unsigned long long>(bits) << 4 * f;
+  }
+  return kept;
+}
+template <class S>
+QE_DEV void drop_sums(Sums<S>& sums, unsigned long long kept, float keep) {
 #pragma unroll
   for (int i = 0; i < S::kFragsM; ++i)
 #pragma unroll
-    for (int j = 0; j < S::kFragsN; ++j) {
-      const long long row = row0 + warp_row<S>() + i * 16 + g, col = col0 + warp_col<S>() + j * 8 + 2 * t;
-      float(&d)[4] = sums[i][j];
-      if (mask.cols % 4 == 0) {
-        // Two lanes need four neighbours of two rows: each makes the numbers of one row.
-        const long long mine = (odd ? row + 8 : row) * mask.cols + col / 4 * 4;
-        const Philox p = mask.words(static_cast<unsigned long long>(mine) / 4);
-        const unsigned x = shfl_xor(odd ? p.w[0] : p.w[2], 1), y = shfl_xor(odd ? p.w[1] : p.w[3], 1);
-        d[0] = mask.apply(d[0], odd ? x : p.w[0]);
-        d[1] = mask.apply(d[1], odd ? y : p.w[1]);
-        d[2] = mask.apply(d[2], odd ? p.w[2] : x);
-        d[3] = mask.apply(d[3], odd ? p.w[3] : y);
-      } else {
-        for (int e = 0; e < 4; ++e) {
-          const unsigned long long at = static_cast<unsigned long long>((row + e / 2 * 8) * mask.cols + col + e % 2);
-          const Philox p = mask.words(at / 4);
-          const unsigned low = at & 1 ? p.w[1] : p.w[0], high = at & 1 ? p.w[3] : p.w[2];
-          d[e] = mask.apply(d[e], at & 2 ? high : low);
-        }
-      }
-    }
+    for (int j = 0; j < S::kFragsN; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        sums[i][j][e] = kept >> ((i * S::kFragsN + j) * 4 + e) & 1 ? sums[i][j][e] * keep : 0.0f;
 }
 
 // Where results go, and what is added to them.
 struct Result {
   void* c;
   const bf16 *bias, *add;
-  long long ldc, ldadd, rows, cols;
+  long long ldc, ldadd;
+  int rows, cols;
   float alpha;
   bool f32, accumulate, aligned;
 };
-QE_DEV Result result(const Gemm& p, long long rows) {
+QE_DEV Result result(const Gemm& p, int rows) {
   const bool c = p.c_f32 ? packs<4>(static_cast<const float*>(p.c), p.ldc) : packs<8>(static_cast<const bf16*>(p.c), p.ldc);
   const bool aligned =
       c && (p.add == nullptr || packs<8>(p.add, p.ldadd)) && (p.bias == nullptr || packs<8>(p.bias, 8));
-  return {p.c, p.bias, p.add, p.ldc, p.ldadd, rows, p.n, p.alpha, p.c_f32 != 0, p.accumulate != 0, aligned};
+  return {p.c, p.bias, p.add, p.ldc, p.ldadd, rows, static_cast<int>(p.n), p.alpha, p.c_f32 != 0, p.accumulate != 0, aligned};
 }
 
 // Writes 8 elements from (row, col) on, as many of them as there are.
-QE_DEV void finish(const Result& r, long long row, long long col, float (&v)[8]) {
+QE_DEV void finish(const Result& r, int row, int col, float (&v)[8]) {
   if (row >= r.rows || col >= r.cols) return;
   const long long at = row * r.ldc + col;
   for (int i = 0; i < 8; ++i) v[i] *= r.alpha;
@@ -285,7 +297,7 @@ QE_DEV void finish(const Result& r, long long row, long long col, float (&v)[8])
 
 // Writes the block's tile, whose corner is (row0, col0), by way of `space`: shared memory that no thread reads any more.
 template <class S>
-QE_DEV void write_result(const Result& r, Sums<S>& sums, void* space, long long row0, long long col0) {
+QE_DEV void write_result(const Result& r, Sums<S>& sums, void* space, int row0, int col0) {
   const int g = lane() / 4, t = lane() % 4;
   if (S::kWarpsK == 1) {
     constexpr int kLd = S::kWarpN + 8;  // so that the rows of a fragment lie in different banks
@@ -333,7 +345,7 @@ QE_DEV void write_result(const Result& r, Sums<S>& sums, void* space, long long 
 
 // The block's tile: within groups of 8 rows of tiles column by column, so that neighbours in time share both operands in L2.
 struct Place {
-  long long row, col;
+  int row, col;
 };
 template <class S>
 QE_DEV Place place(const Gemm& p) {
@@ -341,7 +353,7 @@ QE_DEV Place place(const Gemm& p) {
   const unsigned across = static_cast<unsigned>((p.n + S::kN - 1) / S::kN);
   const unsigned group = blockIdx.x / (8 * across), within = blockIdx.x % (8 * across);
   const unsigned height = down - group * 8 < 8 ? down - group * 8 : 8;
-  return {static_cast<long long>(group * 8 + within % height) * S::kM, static_cast<long long>(within / height) * S::kN};
+  return {static_cast<int>((group * 8 + within % height) * S::kM), static_cast<int>(within / height * S::kN)};
 }
 
 // Steps of K over a depth.
@@ -364,7 +376,7 @@ struct Feed {
   Walk<typename Tiles::A, S::kThreads, false> a;
   Walk<typename Tiles::B, S::kThreads, OP == Op::kNn> b;
 
-  QE_DEV void begin(const Gemm& p, const Place& at, long long rows, bool second) {
+  QE_DEV void begin(const Gemm& p, Place at, int rows, bool second) {
     if (second) {
       a.begin(p.a2, p.lda2, rows, p.k2, at.row, 0);
       if (B_TOO && OP == Op::kNt) b.begin(p.b2, p.ldb2, p.n, p.k2, at.col, 0);
@@ -387,26 +399,26 @@ template <class S, Op OP, bool DROP_A = false>
 QE_DEV void dense(const Gemm& p) {
   auto& s = shared<DenseSmem<S, OP>>();
   const Place at = place<S>(p);
-  const long long rows = live_rows(p.live, p.m);
+  const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
   const int first = steps_of<S>(p.k2), steps = first + steps_of<S>(p.k);
   Feed<S, OP, true> feed;
   feed.begin(p, at, rows, first > 0);
-  int to = 0;
-  const auto fetch_step = [&](int step) {
+  const auto fetch_step = [&](int step, int to) {
     if (step >= steps) return;
     if (step == first && first > 0) feed.begin(p, at, rows, false);
     if (DROP_A && p.dropout == GEMM_DROP_A)
-      feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, static_cast<long long>(step) * S::kK);
+      feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
     else
       feed.a.fetch(s.a[to]);
     feed.b.fetch(s.b[to]);
-    to = next_stage<S>(to);
   };
+  unsigned long long kept = 0;
+  if (OP == Op::kNn && p.dropout == GEMM_DROP_SECOND) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
   Sums<S> sums = {};
 #pragma unroll 1
   for (int step = 0; step < S::kStages - 1; ++step) {
-    fetch_step(step);
+    fetch_step(step, step);
     cp_async_commit();
   }
   int stage = 0;
@@ -414,12 +426,12 @@ QE_DEV void dense(const Gemm& p) {
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<S::kStages - 2>();
     sync_block();  // this step's tiles complete; those of the step before read by all
-    fetch_step(step + S::kStages - 1);
+    fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
     cp_async_commit();
     multiply<S, OP>(sums, s.a[stage], s.b[stage]);
     stage = next_stage<S>(stage);
     if (OP == Op::kNn && p.dropout == GEMM_DROP_SECOND && step == first - 1)
-      drop_sums<S>(sums, mask_of(p, p.n), at.row, at.col);
+      drop_sums<S>(sums, kept, p.keep);
   }
   cp_async_wait<0>();
   sync_block();  // the tiles read by all
@@ -431,30 +443,28 @@ template <class S, bool DROP_B = false>
 QE_DEV void transposed(const Gemm& p) {
   auto& s = shared<DenseSmem<S, Op::kTn>>();
   const Place at = place<S>(p);
-  long long begin = 0, end = live_rows(p.live, p.k);
+  int begin = 0, end = static_cast<int>(live_rows(p.live, p.k));
   if (p.split > 0) {
-    begin = min(blockIdx.y * p.split, end);
-    end = min(begin + p.split, end);
+    begin = min(static_cast<int>(blockIdx.y * p.split), end);
+    end = min(begin + static_cast<int>(p.split), end);
   }
   const int steps = steps_of<S>(end - begin);
   Walk<typename TilesOf<S, Op::kTn>::A, S::kThreads, true> a;
   Walk<typename TilesOf<S, Op::kTn>::B, S::kThreads, true> b;
   a.begin(p.a, p.lda, end, p.m, begin, at.row);
   b.begin(p.b, p.ldb, end, p.n, begin, at.col);
-  int to = 0;
-  const auto fetch_step = [&](int step) {
+  const auto fetch_step = [&](int step, int to) {
     if (step >= steps) return;
     a.fetch(s.a[to]);
     if (DROP_B && p.dropout == GEMM_DROP_B)
-      b.fetch_dropped(s.b[to], mask_of(p, p.n), begin + static_cast<long long>(step) * S::kK, at.col);
+      b.fetch_dropped(s.b[to], mask_of(p, p.n), begin + step * S::kK, at.col);
     else
       b.fetch(s.b[to]);
-    to = next_stage<S>(to);
   };
   Sums<S> sums = {};
 #pragma unroll 1
   for (int step = 0; step < S::kStages - 1; ++step) {
-    fetch_step(step);
+    fetch_step(step, step);
     cp_async_commit();
   }
   int stage = 0;
@@ -462,17 +472,17 @@ QE_DEV void transposed(const Gemm& p) {
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<S::kStages - 2>();
     sync_block();  // this step's tiles complete; those of the step before read by all
-    fetch_step(step + S::kStages - 1);
+    fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
     cp_async_commit();
     multiply<S, Op::kTn>(sums, s.a[stage], s.b[stage]);
     stage = next_stage<S>(stage);
   }
   cp_async_wait<0>();
   sync_block();  // the tiles read by all
-  Result r = result(p, p.m);
+  Result r = result(p, static_cast<int>(p.m));
   if (p.split > 0) {
     float* part = p.partial + blockIdx.y * p.m * p.n;
-    r = {part, nullptr, nullptr, p.n, 0, p.m, p.n, 1.0f, true, false, packs<4>(part, p.n)};
+    r = {part, nullptr, nullptr, p.n, 0, r.rows, r.cols, 1.0f, true, false, packs<4>(part, p.n)};
   }
   write_result<S>(r, sums, &s, at.row, at.col);
 }
@@ -492,7 +502,7 @@ QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
   using B = typename TilesOf<S, OP>::B;
   static_assert(B::kRows * B::kCols == 16 * S::kThreads, "16 codes a thread");
   const Place at = place<S>(p);
-  const long long rows = live_rows(p.live, p.m);
+  const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
   const int first = steps_of<S>(p.k2), steps = first + steps_of<S>(p.k);
   const int thread = static_cast<int>(threadIdx.x);
@@ -506,24 +516,22 @@ QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
 
   Feed<S, OP, false> feed;
   feed.begin(p, at, rows, first > 0);
-  int to = 0;
-  const auto fetch_step = [&](int step) {
+  const auto fetch_step = [&](int step, int to) {
     if (step >= steps) return;
     if (step == first && first > 0) feed.begin(p, at, rows, false);
     feed.a.fetch(s.a[to]);
-    to = next_stage<S>(to);
   };
   // This thread's 16 elements of the tile of B, and of B itself at step 0 of W.
   const int r = thread / (B::kCols / 16), c = thread % (B::kCols / 16) * 2;
-  const long long row0 = (OP == Op::kNt ? at.col : 0) + r, col0 = (OP == Op::kNt ? 0 : at.col) + c * 8;
+  const int row0 = (OP == Op::kNt ? at.col : 0) + r, col0 = (OP == Op::kNt ? 0 : at.col) + c * 8;
   const long long rows_w = OP == Op::kNt ? p.n : p.k, cols_w = OP == Op::kNt ? p.k : p.n;
   Pack<unsigned, 2> codes = {};
   Nf4Scale scale = {};
   bool inside = false;
   const auto read_codes = [&](int step) {
     if (step < first || step >= steps) return;
-    const long long k = static_cast<long long>(step - first) * S::kK;
-    const long long row = row0 + (OP == Op::kNt ? 0 : k), col = col0 + (OP == Op::kNt ? k : 0);
+    const int k = (step - first) * S::kK;
+    const int row = row0 + (OP == Op::kNt ? 0 : k), col = col0 + (OP == Op::kNt ? k : 0);
     inside = row < rows_w && col < cols_w;
     if (!inside) return;
     const long long element = row * cols_w + col;
@@ -534,11 +542,11 @@ QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
     if (step >= steps) return;
     B& tile = s.b[step % 2];
     if (step < first) {
-      const long long k = static_cast<long long>(step) * S::kK;
-      const long long row = row0 + (OP == Op::kNt ? 0 : k), col = col0 + (OP == Op::kNt ? k : 0);
+      const int k = step * S::kK;
+      const int row = row0 + (OP == Op::kNt ? 0 : k), col = col0 + (OP == Op::kNt ? k : 0);
       const long long rows_b = OP == Op::kNt ? p.n : p.k2, cols_b = OP == Op::kNt ? p.k2 : p.n;
       const bf16* from = p.b2 + row * p.ldb2 + col;
-      const int count = row < rows_b ? clip(cols_b - col) : 0;
+      const int count = row < rows_b ? static_cast<int>(cols_b) - col : 0;
       const bool aligned = packs<8>(p.b2, p.ldb2);
 #pragma unroll 1
       for (int h = 0; h < 2; ++h)
@@ -558,10 +566,12 @@ QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
       *static_cast<Pack<unsigned, 4>*>(tile.chunk(r, c + h)) = x;
     }
   };
+  unsigned long long kept = 0;
+  if (OP == Op::kNn && p.dropout == GEMM_DROP_SECOND) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
   Sums<S> sums = {};
 #pragma unroll 1
   for (int step = 0; step < S::kStages - 1; ++step) {
-    fetch_step(step);
+    fetch_step(step, step);
     cp_async_commit();
   }
   read_codes(0);
@@ -571,13 +581,13 @@ QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
   for (int step = 0; step < steps; ++step) {
     cp_async_wait<S::kStages - 2>();
     sync_block();  // this step's tiles complete; those of the step before read by all
-    fetch_step(step + S::kStages - 1);
+    fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
     cp_async_commit();
     read_codes(step + 1);
     multiply<S, OP>(sums, s.a[stage], s.b[step % 2]);
     stage = next_stage<S>(stage);
     if (OP == Op::kNn && p.dropout == GEMM_DROP_SECOND && step == first - 1)
-      drop_sums<S>(sums, mask_of(p, p.n), at.row, at.col);
+      drop_sums<S>(sums, kept, p.keep);
     write_tile(step + 1);
   }
   cp_async_wait<0>();

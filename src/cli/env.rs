@@ -1,12 +1,12 @@
 //! `env`: what this machine offers, for bug reports and for the question "will it run here".
 
-use std::path::{Path, PathBuf};
+use crate::device::{self, Gpu, kernels};
 
 /// The report, a line each: `name  value`.
 pub(super) fn report() -> String {
     let cores = std::thread::available_parallelism().map_or("unknown".to_string(), |n| n.to_string());
     let features = cpu_features();
-    let rows = [
+    let mut rows = vec![
         ("qlora-engine", format!("{} ({})", env!("CARGO_PKG_VERSION"), profile())),
         ("platform", format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
         ("processor", processor().unwrap_or_else(|| "unknown".to_string())),
@@ -14,9 +14,11 @@ pub(super) fn report() -> String {
         ("cpu features", if features.is_empty() { "none of those used".to_string() } else { features.join(" ") }),
         ("cores", cores),
         ("memory", memory().unwrap_or_else(|| "unknown".to_string())),
-        ("gpu", gpu()),
-        ("hub", std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".to_string())),
+        ("gpu driver", driver()),
+        ("gpu kernels", kernels()),
     ];
+    rows.extend(gpus().into_iter().map(|gpu| ("gpu", gpu)));
+    rows.push(("hub", std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".to_string())));
     rows.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect()
 }
 
@@ -84,31 +86,40 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
-/// Whether NVIDIA's driver is here. This build computes on the CPU either way.
-fn gpu() -> String {
-    let driver = match driver_library() {
-        Some(path) => format!("NVIDIA driver found ({})", path.display()),
-        None => "no NVIDIA driver found".to_string(),
-    };
-    format!("{driver}; no CUDA support built in, runs on the CPU")
+/// NVIDIA's driver, by the CUDA version it offers.
+fn driver() -> String {
+    match device::driver_version() {
+        Ok(Some((major, minor))) => format!("NVIDIA, for CUDA {major}.{minor}"),
+        Ok(None) => "none found (libcuda.so.1)".to_string(),
+        Err(e) => e.to_string(),
+    }
 }
 
-/// Where the driver's library lies: the places the system's loader looks, and WSL's own.
-fn driver_library() -> Option<PathBuf> {
-    let given = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-    let usual = [
-        "/usr/lib/x86_64-linux-gnu",
-        "/usr/lib/aarch64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/usr/lib/wsl/lib",
-        "/usr/local/nvidia/lib64",
-    ];
-    std::env::split_paths(&given)
-        .chain(usual.iter().map(PathBuf::from))
-        .filter(|dir| dir != Path::new(""))
-        .map(|dir| dir.join("libcuda.so.1"))
-        .find(|file| file.exists())
+/// What the kernels of this program were made with, and what they ask of the driver.
+fn kernels() -> String {
+    match (kernels::TOOLKIT, device::needed_driver()) {
+        (Some((major, minor)), Some((_, driver))) => {
+            format!("made with CUDA {major}.{minor}, for drivers from {driver} on")
+        }
+        _ => "none in this program: run `make setup`, then build again".to_string(),
+    }
+}
+
+/// The GPUs, or why there is none.
+fn gpus() -> Vec<String> {
+    match device::cards() {
+        Ok(cards) if cards.is_empty() => vec!["none: the driver shows none".to_string()],
+        Ok(cards) => cards.iter().map(gpu).collect(),
+        Err(e) => vec![format!("none: {e}")],
+    }
+}
+
+fn gpu(card: &Gpu) -> String {
+    let ((major, minor), gib) = (card.capability, gib(card.memory));
+    let speed = card.bandwidth().map_or(String::new(), |b| format!(" at {:.0} GB/s", b / 1e9));
+    let why_not = card.check().err().map_or(String::new(), |e| format!("; {e}"));
+    let processors = card.multiprocessors;
+    format!("{}, compute capability {major}.{minor}, {processors} multiprocessors, {gib:.1} GiB{speed}{why_not}", card.name)
 }
 
 #[cfg(test)]
@@ -118,7 +129,7 @@ mod tests {
     #[test]
     fn the_report_is_complete() {
         let report = report();
-        for name in ["qlora-engine", "instructions", "cores", "memory", "gpu"] {
+        for name in ["qlora-engine", "instructions", "cores", "memory", "gpu driver", "gpu kernels", "gpu"] {
             assert!(report.lines().any(|l| l.starts_with(name)), "{name} is missing:\n{report}");
         }
         assert!(report.lines().all(|l| l.split_whitespace().count() > 1), "a value is missing:\n{report}");

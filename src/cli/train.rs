@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::say;
 use crate::config::Config;
+use crate::device;
 use crate::error::{Error, Result};
 use crate::train::log::Terminal;
 use crate::train::{self, Control, Event, Observer};
@@ -14,6 +15,9 @@ use crate::train::{self, Control, Event, Observer};
 /// # Errors
 /// Those of [`train::train`]; [`Error::Stopped`] after Ctrl-C.
 pub fn run(config: Config) -> Result<()> {
+    if let Some(why) = device::built_without_kernels() {
+        eprintln!("note: {why}");
+    }
     let mut shown = Shown { terminal: Terminal::new(config.train.disable_tqdm), stop: on_ctrl_c() };
     let outcome = train::train(&config, &mut shown)?;
     if let Some(saved) = outcome.stopped {

@@ -1,4 +1,4 @@
-//! [`Buffer`]: owned, aligned, initialised bytes on the heap, in the arena of a step, or nowhere (when planning).
+//! [`Buffer`]: owned bytes on the heap, in the device's memory, in the arena of a step, or nowhere (when planning).
 
 use std::alloc::{self, Layout as HeapLayout};
 use std::ptr::NonNull;
@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use super::Device;
 use super::layout::ALIGN;
+use super::queue::{Block, Later, Queue};
 use crate::error::{Error, Result};
 
 /// Bytes that one tensor owns. Never shared: `&mut Buffer` is exclusive access to them.
 pub struct Buffer {
+    /// An address of the CPU's or of the device's memory; `side` says which.
     ptr: NonNull<u8>,
     bytes: usize,
     place: Place,
@@ -17,16 +19,17 @@ pub struct Buffer {
 }
 
 /// Who reads and writes a buffer's bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) enum Side {
     /// The CPU, in place.
     Host,
     /// Kernels; the CPU copies in and out. (So it is with host-run kernels too, though their memory is the CPU's.)
-    Device,
+    Device(Arc<Queue>),
 }
 
 enum Place {
     Heap,
+    Own { _block: Block },
     Arena { device: Device, slot: usize, _arena: Arc<Arena> },
     Planned { device: Device, slot: usize },
 }
@@ -42,21 +45,50 @@ fn heap_layout(bytes: usize) -> Result<HeapLayout> {
         .map_err(|_| Error::Memory(format!("{bytes} bytes are more than an address can name")))
 }
 
-fn allocate(bytes: usize) -> Result<NonNull<u8>> {
+pub(super) fn allocate(bytes: usize) -> Result<NonNull<u8>> {
     let layout = heap_layout(bytes)?;
     // SAFETY: the layout has a size above zero.
     let ptr = unsafe { alloc::alloc_zeroed(layout) };
     NonNull::new(ptr).ok_or_else(|| Error::Memory(format!("the system has no {bytes} bytes left")))
 }
 
+/// Frees what [`allocate`] returned for as many bytes.
+pub(super) fn deallocate(ptr: *mut u8, bytes: usize) {
+    if let Ok(layout) = heap_layout(bytes) {
+        // SAFETY: `allocate` made this pointer with this very layout.
+        unsafe { alloc::dealloc(ptr, layout) }
+    }
+}
+
+/// An address of a device; it is never followed here.
+fn device_ptr(addr: u64) -> Result<NonNull<u8>> {
+    NonNull::new(addr as *mut u8).ok_or_else(|| Error::Memory("the device gave memory at address 0".into()))
+}
+
 impl Buffer {
-    pub(super) fn heap(bytes: usize, side: Side) -> Result<Self> {
-        Ok(Self { ptr: allocate(bytes)?, bytes, place: Place::Heap, side })
+    /// In the CPU's own memory, zeroed.
+    pub(super) fn heap(bytes: usize) -> Result<Self> {
+        Ok(Self { ptr: allocate(bytes)?, bytes, place: Place::Heap, side: Side::Host })
+    }
+
+    /// In the memory of the device behind `queue`, an allocation of its own.
+    pub(super) fn on(queue: &Arc<Queue>, bytes: usize) -> Result<Self> {
+        let block = queue.alloc(bytes)?;
+        let (ptr, side) = (device_ptr(block.addr())?, Side::Device(queue.clone()));
+        Ok(Self { ptr, bytes, place: Place::Own { _block: block }, side })
+    }
+
+    /// As planned, but in an allocation of its own, so that AddressSanitizer sees where it ends.
+    pub(super) fn alone(device: Device, slot: usize, bytes: usize) -> Result<Self> {
+        let side = device.side();
+        let arena = Arc::new(Arena::new(bytes, &side)?);
+        Ok(Self { ptr: arena.ptr, bytes, place: Place::Arena { device, slot, _arena: arena }, side })
     }
 
     pub(super) fn in_arena(device: Device, arena: Arc<Arena>, slot: usize, offset: usize, bytes: usize) -> Self {
         assert!(offset + bytes <= arena.bytes, "a slot lies inside the arena");
-        // SAFETY: the offset lies inside the arena's one allocation, which `_arena` keeps alive.
+        // SAFETY: the offset lies inside the arena's one allocation, which `_arena` keeps alive; an address of another
+        // device's memory is a number to this process.
         let ptr = unsafe { arena.ptr.add(offset) };
         let side = device.side();
         Self { ptr, bytes, place: Place::Arena { device, slot, _arena: arena }, side }
@@ -113,45 +145,55 @@ impl Buffer {
         }
     }
 
-    /// Copies `from` into the bytes from `at` on. Does nothing when planned.
+    /// Copies `from` into the bytes from `at` on; on a device the copy is enqueued. Does nothing when planned.
     pub(crate) fn write(&mut self, at: usize, from: &[u8]) {
-        if let Some(all) = self.all_mut() {
-            all[at..at + from.len()].copy_from_slice(from);
+        assert!(at <= self.bytes && from.len() <= self.bytes - at, "what is written lies inside the buffer");
+        match (&self.place, &self.side) {
+            (Place::Planned { .. }, _) => {}
+            (_, Side::Device(queue)) => queue.write(self.addr() + at as u64, from),
+            (_, Side::Host) => self.bytes_mut()[at..at + from.len()].copy_from_slice(from),
         }
     }
 
-    /// Copies the bytes from `at` on into `to`. Panics when planned: there are none.
+    /// Copies the bytes from `at` on into `to`, after all that was enqueued. Panics when planned: there are none.
     pub(crate) fn read(&self, at: usize, to: &mut [u8]) {
-        assert!(
-            !matches!(self.place, Place::Planned { .. }),
-            "a planned buffer has no bytes: an op computed in a plan"
-        );
-        // SAFETY: as in `bytes`.
-        let all = unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) };
-        to.copy_from_slice(&all[at..at + to.len()]);
+        assert!(!matches!(self.place, Place::Planned { .. }), "a planned buffer has no bytes: an op computed in a plan");
+        assert!(at <= self.bytes && to.len() <= self.bytes - at, "what is read lies inside the buffer");
+        match &self.side {
+            Side::Device(queue) => queue.read(self.addr() + at as u64, to),
+            Side::Host => to.copy_from_slice(&self.bytes()[at..at + to.len()]),
+        }
+    }
+
+    /// Asks for the `bytes` bytes from `at` on, as they are after all that was enqueued, without waiting for that. Panics
+    /// as [`Buffer::read`] does.
+    pub(crate) fn read_later(&self, at: usize, bytes: usize) -> Later {
+        assert!(at <= self.bytes && bytes <= self.bytes - at, "what is read lies inside the buffer");
+        match &self.side {
+            Side::Device(queue) => queue.read_later(self.addr() + at as u64, bytes),
+            Side::Host => Later::now(self.bytes()[at..at + bytes].to_vec()),
+        }
     }
 
     /// Sets every byte. Does nothing when planned.
     pub(crate) fn fill(&mut self, byte: u8) {
-        if let Some(all) = self.all_mut() {
-            all.fill(byte);
+        match (&self.place, &self.side) {
+            (Place::Planned { .. }, _) => {}
+            (_, Side::Device(queue)) => queue.fill(self.addr(), byte, self.bytes),
+            (_, Side::Host) => self.bytes_mut().fill(byte),
         }
     }
 
     /// Copies all of `from`, which is on the same device and as long. Does nothing when planned.
     pub(crate) fn copy_from(&mut self, from: &Buffer) {
         assert_eq!(self.bytes, from.bytes, "buffers of one size are copied");
-        if let Some(all) = self.all_mut() {
-            // SAFETY: as in `bytes`; two buffers never share a byte.
-            all.copy_from_slice(unsafe { std::slice::from_raw_parts(from.ptr.as_ptr(), from.bytes) });
-        }
-    }
-
-    fn all_mut(&mut self) -> Option<&mut [u8]> {
-        match self.place {
-            Place::Planned { .. } => None,
-            // SAFETY: as in `bytes`, and `&mut self` makes the access exclusive.
-            _ => Some(unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) }),
+        match (&self.place, &self.side, &from.side) {
+            (Place::Planned { .. }, ..) => {}
+            (_, Side::Device(queue), Side::Device(other)) => {
+                assert!(Arc::ptr_eq(queue, other), "buffers of one device are copied");
+                queue.copy(self.addr(), from.addr(), self.bytes);
+            }
+            _ => self.bytes_mut().copy_from_slice(from.bytes()),
         }
     }
 
@@ -160,19 +202,15 @@ impl Buffer {
             !matches!(self.place, Place::Planned { .. }),
             "a planned buffer has no bytes: an op computed in a plan"
         );
-        assert!(self.side == Side::Host, "the CPU read device memory in place: an op has no launch for kernels");
+        assert!(matches!(self.side, Side::Host), "the CPU read device memory in place: an op has no launch for kernels");
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         match &self.place {
-            Place::Heap => {
-                if let Ok(layout) = heap_layout(self.bytes) {
-                    // SAFETY: `allocate` made this pointer with this very layout.
-                    unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) }
-                }
-            }
+            Place::Heap => deallocate(self.ptr.as_ptr(), self.bytes),
+            Place::Own { .. } => {}
             Place::Arena { device, slot, .. } | Place::Planned { device, slot } => device.freed(*slot),
         }
     }
@@ -218,6 +256,8 @@ pub fn bytes_of_mut<T: Pod>(data: &mut [T]) -> &mut [u8] {
 pub(super) struct Arena {
     ptr: NonNull<u8>,
     bytes: usize,
+    /// Where it is the device's memory.
+    block: Option<Block>,
 }
 
 // SAFETY: the arena itself is only a range of addresses; who may touch which bytes is decided by the replay.
@@ -226,8 +266,13 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Reserves the bytes and writes to every page, so that a system without that much says so now and not at step 900.
-    pub(super) fn new(bytes: usize) -> Result<Self> {
+    /// Reserves the bytes; those of the CPU are written to page by page, so that a system without that much says so now and
+    /// not at step 900.
+    pub(super) fn new(bytes: usize, side: &Side) -> Result<Self> {
+        if let Side::Device(queue) = side {
+            let block = queue.alloc(bytes)?;
+            return Ok(Self { ptr: device_ptr(block.addr())?, bytes, block: Some(block) });
+        }
         let ptr = allocate(bytes)?;
         // SAFETY: all of it was just allocated and nobody else knows of it.
         let all = unsafe { std::slice::from_raw_parts_mut(ptr.as_ptr(), bytes) };
@@ -236,7 +281,7 @@ impl Arena {
             // SAFETY: a chunk is never empty.
             unsafe { std::ptr::write_volatile(page.as_mut_ptr(), 0) };
         }
-        Ok(Self { ptr, bytes })
+        Ok(Self { ptr, bytes, block: None })
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -246,9 +291,8 @@ impl Arena {
 
 impl Drop for Arena {
     fn drop(&mut self) {
-        if let Ok(layout) = heap_layout(self.bytes) {
-            // SAFETY: `allocate` made this pointer with this very layout.
-            unsafe { alloc::dealloc(self.ptr.as_ptr(), layout) }
+        if self.block.is_none() {
+            deallocate(self.ptr.as_ptr(), self.bytes);
         }
     }
 }

@@ -1,11 +1,10 @@
 //! Kernels by name and the one way to launch them, on the GPU or on the CPU (host-run).
 
 use std::marker::PhantomData;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-#[cfg(feature = "host-kernels")]
-use super::host::Host;
-use super::{Buffer, abi, bytes_of};
+use super::queue::{Queue, Work};
+use super::{Buffer, abi, bytes_of, lock};
 use crate::error::{Error, Result};
 
 /// The one struct that a kernel takes, by value.
@@ -52,31 +51,31 @@ pub mod kernels {
 
 /// Where kernels run.
 pub struct Launcher {
-    pub(super) to: To,
+    queue: Arc<Queue>,
     /// The [`abi::Step`] that kernels read.
     step: Mutex<Buffer>,
     /// Its address.
     step_at: u64,
 }
 
-pub(super) enum To {
-    /// The CPU, for tests.
-    #[cfg(feature = "host-kernels")]
-    Host(Host),
-}
-
 impl Launcher {
+    pub(super) fn new(queue: Arc<Queue>) -> Result<Self> {
+        let step = Buffer::on(&queue, size_of::<abi::Step>())?;
+        Ok(Launcher { queue, step_at: step.addr(), step: Mutex::new(step) })
+    }
+
+    pub(super) fn queue(&self) -> &Arc<Queue> {
+        &self.queue
+    }
+
     /// The counts and the random seed of the step, for a kernel's parameters.
     pub(crate) fn step(&self) -> *const abi::Step {
         self.step_at as *const abi::Step
     }
 
+    /// Enqueues the change, so that kernels enqueued before still see the old values. Belongs outside of a recorded graph.
     pub(super) fn set_step(&self, step: abi::Step) {
-        self.step.lock().unwrap_or_else(PoisonError::into_inner).write(0, bytes_of(&[step]));
-    }
-
-    pub(super) fn new(to: To, step: Buffer) -> Self {
-        Launcher { to, step_at: step.addr(), step: Mutex::new(step) }
+        lock(&self.step).write(0, bytes_of(&[step]));
     }
 
     /// Starts to describe a launch of `kernel`: one block of one warp, no shared memory.
@@ -139,12 +138,17 @@ impl<P: Params> Launch<'_, P> {
             return Ok(());
         }
         let grid = self.grid.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        self.check()
-            .and_then(|()| match &self.launcher.to {
-                #[cfg(feature = "host-kernels")]
-                To::Host(host) => host.run(self.kernel.name, grid, self.block, self.shared, p),
-            })
-            .map_err(|why| Error::Kernel { name: self.kernel.name, grid, block: [self.block, 1, 1], why })
+        let work = Work {
+            name: self.kernel.name,
+            file: self.kernel.file,
+            grid,
+            block: self.block,
+            shared: self.shared,
+            params: (&raw const *p).cast(),
+            bytes: size_of::<P>(),
+        };
+        let done = self.check().and_then(|()| self.launcher.queue.launch(&work));
+        done.map_err(|why| Error::Kernel { name: work.name, grid, block: [work.block, 1, 1], why })
     }
 
     fn check(&self) -> std::result::Result<(), String> {

@@ -5,6 +5,7 @@
 pub mod abi;
 mod buffer;
 mod card;
+mod cuda;
 pub mod gemm;
 #[cfg(feature = "host-kernels")]
 pub(crate) mod host;
@@ -12,19 +13,26 @@ mod kernel;
 mod layout;
 pub mod par;
 pub mod pool;
+mod queue;
 pub mod simd;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
 pub use card::Card;
+pub use cuda::{Gpu, built_without_kernels, cards, driver_version, needed_driver};
+#[cfg(feature = "host-kernels")]
+#[doc(hidden)]
+pub use host::Probing;
 pub use kernel::{Kernel, Launcher, Params, kernels};
 pub use layout::{Layout, Recorder};
+pub use queue::{Graph, Later};
 
 use crate::error::{Error, Result};
 use buffer::{Arena, Side};
 use layout::Replay;
 use pool::Pool;
+use queue::{Queue, To};
 
 /// A place to compute. Cheap to clone; clones are the same device.
 #[derive(Clone)]
@@ -93,16 +101,27 @@ impl Device {
         Self::new(Kind::Plan { counter: Counter::default(), kernels: true }, Memory::Record(Recorder::default()))
     }
 
+    /// The `ordinal`-th GPU of those that the driver shows.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if there is no driver, no such GPU, no kernel for it in this program, or if driver or GPU are too old;
+    /// [`Error::Memory`] if the GPU has none left.
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Self::on(To::Cuda(cuda::Cuda::open(ordinal)?))
+    }
+
     /// The kernels on the CPU with this many threads, for tests; `reversed` runs blocks, warps and lanes from the last to
     /// the first, which must not change a bit.
-    #[cfg(feature = "host-kernels")]
     ///
     /// # Errors
     /// [`Error::Memory`].
+    #[cfg(feature = "host-kernels")]
     pub fn host_kernels(threads: usize, reversed: bool) -> Result<Self> {
-        let to = kernel::To::Host(host::Host::new(threads, reversed));
-        let step = Buffer::heap(size_of::<abi::Step>(), Side::Device)?;
-        Ok(Self::new(Kind::Kernels(Launcher::new(to, step)), Memory::Heap))
+        Self::on(To::Host(host::Host::new(threads, reversed)))
+    }
+
+    fn on(to: To) -> Result<Self> {
+        Ok(Self::new(Kind::Kernels(Launcher::new(Queue::new(to))?), Memory::Heap))
     }
 
     fn new(kind: Kind, memory: Memory) -> Self {
@@ -139,12 +158,69 @@ impl Device {
     /// [`Error::Memory`] if the system has none left, or if an allocation during a replay is not the planned one.
     pub fn alloc(&self, bytes: usize) -> Result<Buffer> {
         match &mut *lock(&self.0.memory) {
-            Memory::Heap => Buffer::heap(bytes, self.side()),
+            Memory::Heap => match self.side() {
+                Side::Host => Buffer::heap(bytes),
+                Side::Device(queue) => Buffer::on(&queue, bytes),
+            },
             Memory::Arena { arena, replay } => {
                 let (slot, offset) = replay.take(bytes)?;
+                if cfg!(feature = "host-asan") {
+                    return Buffer::alone(self.clone(), slot, bytes);
+                }
                 Ok(Buffer::in_arena(self.clone(), arena.clone(), slot, offset, bytes))
             }
             Memory::Record(recorder) => Ok(Buffer::planned(self.clone(), recorder.born(bytes), bytes)),
+        }
+    }
+
+    /// The GPU behind this device, if there is one.
+    pub fn gpu(&self) -> Option<&Gpu> {
+        match self.queue()?.to {
+            To::Cuda(ref cuda) => Some(cuda.gpu()),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => None,
+        }
+    }
+
+    /// (free, all) bytes of the GPU's memory; None without a GPU.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the driver does not tell.
+    pub fn gpu_memory(&self) -> Result<Option<(usize, usize)>> {
+        match self.queue().map(|queue| &queue.to) {
+            Some(To::Cuda(cuda)) => cuda.memory().map(Some).map_err(Error::Gpu),
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits until everything enqueued has run.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if any of it failed, reading and writing of tensors among it.
+    pub fn synchronize(&self) -> Result<()> {
+        self.queue().map_or(Ok(()), |queue| queue.synchronize().map_err(Error::Gpu))
+    }
+
+    /// Records the launches, fills and copies of `work` without running them; [`Graph::launch`] runs them, as often as one
+    /// likes. None on a device that records nothing (the CPU, a plan, under AddressSanitizer): `work` has then run.
+    ///
+    /// What comes from the CPU or goes to it (the step's counts, the batch, the loss) has no place in a graph: it is written
+    /// before and read after each launch, from and to the same addresses, so tensors made by `work` come from an arena.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if `work` read or wrote device memory by the CPU, or if the driver refuses; [`Error::Memory`] if it
+    /// allocated outside of an arena; and whatever `work` returns.
+    pub fn capture(&self, work: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
+        match self.queue() {
+            Some(queue) => queue.capture(work),
+            None => work().map(|()| None),
+        }
+    }
+
+    fn queue(&self) -> Option<&Arc<Queue>> {
+        match &self.0.kind {
+            Kind::Kernels(launcher) => Some(launcher.queue()),
+            Kind::Cpu(_) | Kind::Plan { .. } => None,
         }
     }
 
@@ -166,7 +242,7 @@ impl Device {
     /// Who may read the memory of this device.
     fn side(&self) -> Side {
         match &self.0.kind {
-            Kind::Kernels(_) => Side::Device,
+            Kind::Kernels(launcher) => Side::Device(launcher.queue().clone()),
             Kind::Cpu(_) | Kind::Plan { .. } => Side::Host,
         }
     }
@@ -180,12 +256,12 @@ impl Device {
         }
     }
 
-    /// Reserves and touches the memory for steps of at most this layout.
+    /// Reserves the memory for steps of at most this layout.
     ///
     /// # Errors
     /// [`Error::Memory`] if the system has not that much.
     pub fn reserve(&self, bytes: usize) -> Result<Reserved> {
-        Ok(Reserved { device: self.clone(), arena: Arc::new(Arena::new(bytes)?) })
+        Ok(Reserved { device: self.clone(), arena: Arc::new(Arena::new(bytes, &self.side())?) })
     }
 
     /// On a planning device: what was recorded since the last call, and the work counted, both reset.

@@ -240,7 +240,8 @@ impl Model {
             let (p, r, t) = (batch.positions.len(), batch.loss_rows.len(), batch.targets.len());
             return Err(Error::shape("batch", format!("has {tokens} tokens, {p} positions, {r} rows, {t} targets")));
         }
-        let below = |what: &'static str, numbers: &[u32], end: usize| match numbers.iter().find(|&&n| n as usize >= end) {
+        let below = |what: &'static str, numbers: &[u32], end: usize| match numbers.iter().find(|&&n| n as usize >= end)
+        {
             Some(n) => Err(Error::shape(what, format!("hold {n}, which must be below {end}"))),
             None => Ok(()),
         };

@@ -4,6 +4,7 @@
 use crate::data::Batch;
 use crate::device::{Device, abi};
 use crate::error::Result;
+use crate::ops::attention;
 use crate::tensor::{Index, Live};
 
 /// Tokens, and rows that reach the head, are rounded up to multiples of this on kernels.
@@ -38,8 +39,6 @@ impl<'a> Input<'a> {
     pub(super) fn new(batch: &'a Batch, step: abi::Step, noise: f64, device: &Device) -> Result<Self> {
         let tokens = batch.ids.len().next_multiple_of(BUCKET);
         let rows = batch.loss_rows.len().next_multiple_of(BUCKET);
-        // A span has a token at least; one start more than spans.
-        let starts = tokens + 1;
         device.set_step(abi::Step {
             tokens: crate::ops::size("tokens", batch.ids.len())?,
             sequences: crate::ops::size("sequences", batch.cu_seqlens.len().saturating_sub(1))?,
@@ -51,7 +50,7 @@ impl<'a> Input<'a> {
         Ok(Input {
             ids: Index::new(&batch.ids, tokens, of_tokens, device)?,
             positions: Index::new(&batch.positions, tokens, of_tokens, device)?,
-            cu_seqlens: Index::new(&batch.cu_seqlens, starts, None, device)?,
+            cu_seqlens: attention::spans(&batch.cu_seqlens, tokens, device)?,
             loss_rows: Index::new(&batch.loss_rows, rows, of_rows, device)?,
             targets: Index::new(&batch.targets, rows, of_rows, device)?,
             windows: !batch.no_window,

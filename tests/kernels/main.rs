@@ -6,10 +6,14 @@ mod gelu;
 mod grad_norm;
 mod layer_norm;
 mod linear_cross_entropy;
+mod linear;
 mod nf4;
+mod attention;
 mod rms_norm;
 mod rope;
+mod runtime;
 mod swiglu;
+mod train;
 mod usage;
 
 use std::path::PathBuf;

@@ -24,7 +24,10 @@ fn occupancy(arch: &str, registers: u32) -> f64 {
 fn hot_kernels_do_not_spill() {
     assert!(TOOLKIT.is_some(), "the tests compile the kernels: run `make setup`");
     assert!(USAGE.len() >= 5, "only {} kernels were reported", USAGE.len());
-    println!("{:<34} {:>7} {:>9} {:>6} {:>7}  occupancy by registers", "kernel", "arch", "registers", "stack", "spilled");
+    println!(
+        "{:<34} {:>7} {:>9} {:>6} {:>7}  occupancy by registers",
+        "kernel", "arch", "registers", "stack", "spilled"
+    );
     for u in USAGE {
         let share = 100.0 * occupancy(u.arch, u.registers);
         println!("{:<34} {:>7} {:>9} {:>6} {:>7}  {share:.0} %", u.kernel, u.arch, u.registers, u.stack, u.spilled);

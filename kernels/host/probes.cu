@@ -1,0 +1,89 @@
+#include "probes.h"
+
+#include "../include/cp_async.cuh"
+#include "../include/mma.cuh"
+#include "../include/qe.cuh"
+
+namespace {
+using namespace qe;
+
+int thread() { return static_cast<int>(threadIdx.x); }
+}  // namespace
+
+// out[t] = in of the thread a warp further on, by way of shared memory. 1: without the barrier.
+QE_KERNEL(probe_barrier, Probe, PROBE_THREADS) {
+  float* s = &shared<float>();
+  s[thread()] = p.in[thread()];
+  if (p.which == 0) sync_block();  // s[] complete
+  p.out[thread()] = s[(thread() + QE_WARP) % static_cast<int>(blockDim.x)];
+}
+
+// A thread leaves before: 1 a barrier, 2 a shuffle, 3 a product. 4: two halves wait at two barriers.
+QE_KERNEL(probe_divergence, Probe, PROBE_THREADS) {
+  if (p.which > 0 && p.which < 4 && thread() == 3) return;
+  if (p.which == 2) {
+    p.out[thread()] = shfl_xor(p.in[thread()], 1);
+  } else if (p.which == 3) {
+    float d[4] = {};
+    const unsigned a[4] = {}, b[2] = {};
+    mma_bf16(d, a, b);
+  } else if (p.which == 4 && thread() < QE_WARP) {
+    sync_block();  // the other half's is on another line
+  } else {
+    sync_block();  // all have come here
+  }
+  p.out[thread()] = p.in[thread()];
+}
+
+// Past the end, by one element: 1 write shared, 2 read shared, 3 write out, 4 read in. Launched with n floats of shared
+// memory.
+QE_KERNEL(probe_overrun, Probe, PROBE_THREADS) {
+  float* s = &shared<float>();
+  if (thread() > 0) return;
+  const long long past = p.n;
+  s[past - 1] = p.in[past - 1];
+  if (p.which == 1) s[past] = 1;
+  if (p.which == 2) s[past - 1] = s[past];
+  if (p.which == 3) p.out[past] = 1;
+  if (p.which == 4) s[past - 1] = p.in[past];
+  p.out[0] = s[past - 1];
+}
+
+// out = in, four floats a thread, by asynchronous copies. 1: without the wait before they are read. 2: without any wait.
+// 3: the wait lets one group be under way still, and it is the one that is read.
+QE_KERNEL(probe_copy, Probe, PROBE_THREADS) {
+  float* s = &shared<float>();
+  const int at = 4 * thread();
+  cp_async16(s + at, p.in + at);
+  cp_async_commit();
+  if (p.which == 0) cp_async_wait<0>();
+  if (p.which == 3) cp_async_wait<1>();
+  sync_block();  // every thread's copies, if they have landed
+  for (int i = 0; i < 4; ++i) p.out[at + i] = s[at + i];
+  if (p.which == 1 || p.which == 3) cp_async_wait<0>();
+}
+
+// out (16, 8) = A B^T, A (16, 16) and B (8, 16) row-major in `in`, as bf16. 1: two registers of A swapped. 2: those of B.
+// 3: A's blocks transposed.
+QE_KERNEL(probe_product, Probe, QE_WARP) {
+  struct Smem {
+    bf16 a[16][16], b[16][16];
+  };
+  Smem& s = shared<Smem>();
+  for (int i = lane(); i < 16 * 16; i += QE_WARP) s.a[i / 16][i % 16] = to_bf16(p.in[i]);
+  for (int i = lane(); i < 8 * 16; i += QE_WARP) s.b[i / 16][i % 16] = to_bf16(p.in[16 * 16 + i]);
+  sync_warp();  // a, b complete
+  unsigned a[4], b[4];
+  const int row = lane() % 8 + 8 * (lane() / 8 % 2), col = 8 * (lane() / 16);
+  if (p.which == 3) ldmatrix_x4_trans(a, &s.a[row][col]);
+  else ldmatrix_x4(a, &s.a[row][col]);
+  // Matrices 0 and 1: the left and right half of B's eight rows. The other two are not used.
+  ldmatrix_x4(b, &s.b[lane() % 8][8 * (lane() / 8 % 2)]);
+  float d[4] = {};
+  const unsigned swapped_a[4] = {a[0], a[2], a[1], a[3]}, right_b[2] = {b[0], b[1]}, swapped_b[2] = {b[1], b[0]};
+  if (p.which == 1) mma_bf16(d, swapped_a, right_b);
+  else if (p.which == 2) mma_bf16(d, a, swapped_b);
+  else mma_bf16(d, a, right_b);
+  const int g = lane() / 4, t = lane() % 4;
+  for (int i = 0; i < 4; ++i) p.out[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = d[i];
+}

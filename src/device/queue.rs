@@ -1,0 +1,396 @@
+//! [`Queue`]: what device memory and launches go through, in order: a GPU's stream, or the CPU in its place (host-run).
+//! And [`Graph`]: work that was recorded once, to be enqueued again and again as one.
+//!
+//! Work is enqueued and runs later. A failure of what returns nothing (writing, filling, copying) is kept and comes back
+//! from the next call that can report one: a launch, a replay, `synchronize`.
+
+use std::ffi::c_void;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::cuda::{self, Cuda};
+#[cfg(feature = "host-kernels")]
+use super::host::{self, Host};
+use super::lock;
+use crate::error::{Error, Result};
+
+/// A result whose error is the text of what failed.
+pub(super) type Said<T> = std::result::Result<T, String>;
+
+/// Where the work is done.
+pub(super) enum To {
+    /// A GPU.
+    Cuda(Cuda),
+    /// The CPU, for tests.
+    #[cfg(feature = "host-kernels")]
+    Host(Host),
+}
+
+/// A launch: a kernel, its sizes, and its one parameter struct.
+pub(super) struct Work {
+    pub(super) name: &'static str,
+    /// The file of kernels/ that holds it.
+    pub(super) file: &'static str,
+    /// In blocks.
+    pub(super) grid: [u32; 3],
+    /// In threads.
+    pub(super) block: u32,
+    /// Bytes of dynamic shared memory.
+    pub(super) shared: usize,
+    pub(super) params: *const c_void,
+    /// Size of the struct.
+    pub(super) bytes: usize,
+}
+
+pub(super) struct Queue {
+    pub(super) to: To,
+    /// Between the beginning and the end of a recording.
+    recording: AtomicBool,
+    kept: Mutex<Kept>,
+    /// The first failure that nobody has been told of yet.
+    fault: Mutex<Option<String>>,
+}
+
+/// Memory that was given back while a recorded graph may still use it.
+#[derive(Default)]
+struct Kept {
+    /// Graphs that exist, one being recorded among them.
+    graphs: usize,
+    /// Counts beginnings and ends of recordings.
+    time: u64,
+    blocks: Vec<(u64, usize)>,
+}
+
+impl Queue {
+    pub(super) fn new(to: To) -> Arc<Self> {
+        let (recording, kept, fault) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
+        Arc::new(Queue { to, recording, kept, fault })
+    }
+
+    pub(super) fn recording(&self) -> bool {
+        self.recording.load(Ordering::SeqCst)
+    }
+
+    /// Reserves memory, its contents unspecified.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is not that much, and while a graph is recorded.
+    pub(super) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Block> {
+        if self.recording() {
+            let why = format!("{bytes} bytes outside of the step's arena were asked for while a graph was recorded");
+            return Err(Error::Memory(why));
+        }
+        let addr = match &self.to {
+            To::Cuda(cuda) => cuda.alloc(bytes),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => host::alloc(bytes),
+        };
+        let born = lock(&self.kept).time;
+        Ok(Block { addr: addr.map_err(Error::Memory)?, queue: self.clone(), bytes, born })
+    }
+
+    fn release(&self, addr: u64, bytes: usize) {
+        match &self.to {
+            To::Cuda(cuda) => self.keep_fault(cuda.free(addr)),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => host::free(addr, bytes),
+        }
+        let _ = bytes;
+    }
+
+    /// Copies `from` to `addr`. The caller owns that memory.
+    pub(super) fn write(&self, addr: u64, from: &[u8]) {
+        if self.recording() {
+            return self.keep_fault(Err("the CPU wrote to device memory while a graph was recorded".into()));
+        }
+        match &self.to {
+            To::Cuda(cuda) => self.keep_fault(cuda.write(addr, from)),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => host::write(addr, from),
+        }
+    }
+
+    /// Waits for all work so far, then copies what lies at `addr` into `to`. After a failure `to` is full of 0xFF, which is
+    /// NaN.
+    pub(super) fn read(&self, addr: u64, to: &mut [u8]) {
+        let done = match &self.to {
+            _ if self.recording() => Err("the CPU read device memory while a graph was recorded".into()),
+            To::Cuda(cuda) => cuda.read(addr, to),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => {
+                host::read(addr, to);
+                Ok(())
+            }
+        };
+        if done.is_err() {
+            to.fill(0xFF);
+        }
+        self.keep_fault(done);
+    }
+
+    /// As [`Queue::read`], but returns at once: the bytes are those of now, and are there when asked for.
+    pub(super) fn read_later(self: &Arc<Self>, addr: u64, bytes: usize) -> Later {
+        if let To::Cuda(cuda) = &self.to
+            && !self.recording()
+            && bytes <= cuda::LATER_BYTES
+        {
+            match cuda.read_later(addr, bytes) {
+                Ok(under_way) => return Later(Waiting::Cuda { queue: self.clone(), under_way: Some(under_way), bytes }),
+                Err(why) => self.keep_fault(Err(why)),
+            }
+        }
+        let mut now = vec![0; bytes];
+        self.read(addr, &mut now);
+        Later::now(now)
+    }
+
+    /// Sets `bytes` bytes at `addr`.
+    pub(super) fn fill(&self, addr: u64, byte: u8, bytes: usize) {
+        match &self.to {
+            To::Cuda(cuda) => self.keep_fault(cuda.fill(addr, byte, bytes)),
+            #[cfg(feature = "host-kernels")]
+            To::Host(host) => host.fill(addr, byte, bytes),
+        }
+    }
+
+    /// Copies `bytes` bytes from `from` to `to`, which do not overlap.
+    pub(super) fn copy(&self, to: u64, from: u64, bytes: usize) {
+        match &self.to {
+            To::Cuda(cuda) => self.keep_fault(cuda.copy(to, from, bytes)),
+            #[cfg(feature = "host-kernels")]
+            To::Host(host) => host.copy(to, from, bytes),
+        }
+    }
+
+    /// Enqueues a launch. Its parameters have been read when this returns.
+    pub(super) fn launch(&self, work: &Work) -> Said<()> {
+        self.take_fault()?;
+        match &self.to {
+            To::Cuda(cuda) => cuda.launch(work, self.recording()),
+            #[cfg(feature = "host-kernels")]
+            To::Host(host) => host.launch(work),
+        }
+    }
+
+    /// Waits until everything enqueued has run.
+    pub(super) fn synchronize(&self) -> Said<()> {
+        self.take_fault()?;
+        match &self.to {
+            To::Cuda(cuda) => cuda.synchronize(),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => Ok(()),
+        }
+    }
+
+    fn keep_fault(&self, done: Said<()>) {
+        if let Err(why) = done {
+            lock(&self.fault).get_or_insert(why);
+        }
+    }
+
+    fn take_fault(&self) -> Said<()> {
+        lock(&self.fault).take().map_or(Ok(()), Err)
+    }
+
+    /// Records what `work` enqueues, without running it. None where nothing is recorded: `work` has then run.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the device refuses, or if `work` did what no graph can hold; and whatever `work` returns.
+    pub(super) fn capture(self: &Arc<Self>, work: impl FnOnce() -> Result<()>) -> Result<Option<Graph>> {
+        // There each buffer is an allocation of its own, gone after the step.
+        if cfg!(feature = "host-asan") {
+            return work().map(|()| None);
+        }
+        self.take_fault().map_err(Error::Gpu)?;
+        if self.recording() {
+            return Err(Error::Gpu("a graph is already being recorded on this device".into()));
+        }
+        match &self.to {
+            To::Cuda(cuda) => cuda.begin(),
+            #[cfg(feature = "host-kernels")]
+            To::Host(host) => host.begin(),
+        }
+        .map_err(Error::Gpu)?;
+        let recording = Recording::new(self);
+        let done = work();
+        let recorded = recording.end();
+        // What `work` met first says more than what its end then gave.
+        done?;
+        self.take_fault().map_err(Error::Gpu)?;
+        recorded.map(Some)
+    }
+}
+
+/// From the beginning of a recording to its end, also on the way out of a panic.
+struct Recording<'a> {
+    queue: &'a Arc<Queue>,
+    live: Option<Live>,
+}
+
+impl<'a> Recording<'a> {
+    fn new(queue: &'a Arc<Queue>) -> Self {
+        queue.recording.store(true, Ordering::SeqCst);
+        let mut kept = lock(&queue.kept);
+        kept.graphs += 1;
+        kept.time += 1;
+        Recording { queue, live: Some(Live(queue.clone())) }
+    }
+
+    fn end(mut self) -> Result<Graph> {
+        let recorded = self.stop().map_err(Error::Gpu)?;
+        let live = self.live.take().ok_or_else(|| Error::Gpu("the recording has ended".into()))?;
+        Ok(Graph { recorded, live })
+    }
+
+    fn stop(&mut self) -> Said<Recorded> {
+        let recorded = match &self.queue.to {
+            To::Cuda(cuda) => cuda.end().map(Recorded::Cuda),
+            #[cfg(feature = "host-kernels")]
+            To::Host(host) => Ok(Recorded::Host(host.end())),
+        };
+        lock(&self.queue.kept).time += 1;
+        self.queue.recording.store(false, Ordering::SeqCst);
+        recorded
+    }
+}
+
+impl Drop for Recording<'_> {
+    fn drop(&mut self) {
+        if self.live.is_some()
+            && self.queue.recording()
+            && let Ok(recorded) = self.stop()
+        {
+            recorded.destroy(self.queue);
+        }
+    }
+}
+
+/// While it exists, memory that was there when it was made is not handed back.
+struct Live(Arc<Queue>);
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        let blocks = {
+            let mut kept = lock(&self.0.kept);
+            kept.graphs -= 1;
+            if kept.graphs > 0 { Vec::new() } else { std::mem::take(&mut kept.blocks) }
+        };
+        blocks.into_iter().for_each(|(addr, bytes)| self.0.release(addr, bytes));
+    }
+}
+
+enum Recorded {
+    Cuda(cuda::Exec),
+    #[cfg(feature = "host-kernels")]
+    Host(Vec<host::Record>),
+}
+
+impl Recorded {
+    fn destroy(&self, queue: &Queue) {
+        match (self, &queue.to) {
+            (Recorded::Cuda(exec), To::Cuda(cuda)) => queue.keep_fault(cuda.destroy(exec)),
+            #[cfg(feature = "host-kernels")]
+            _ => {}
+        }
+    }
+}
+
+/// Launches, fills and copies on the device, recorded by [`super::Device::capture`], to be run again with the same
+/// addresses and parameters. Memory that was there when it was recorded stays until the graph is dropped.
+pub struct Graph {
+    recorded: Recorded,
+    live: Live,
+}
+
+impl Graph {
+    /// Enqueues all of it. What changes between runs (the step's counts, the batch) is written before.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if the device refuses, or if earlier work failed; on the CPU also [`Error::Kernel`].
+    pub fn launch(&self) -> Result<()> {
+        let queue = &self.live.0;
+        queue.take_fault().map_err(Error::Gpu)?;
+        if queue.recording() {
+            return Err(Error::Gpu("a graph cannot be launched while another is recorded".into()));
+        }
+        match (&self.recorded, &queue.to) {
+            (Recorded::Cuda(exec), To::Cuda(cuda)) => cuda.replay(exec).map_err(Error::Gpu),
+            #[cfg(feature = "host-kernels")]
+            (Recorded::Host(records), To::Host(host)) => host.replay(records),
+            #[cfg(feature = "host-kernels")]
+            _ => Err(Error::Gpu("the graph is of another device".into())),
+        }
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.recorded.destroy(&self.live.0);
+    }
+}
+
+/// Memory of the device, given back when dropped.
+pub(super) struct Block {
+    addr: u64,
+    bytes: usize,
+    queue: Arc<Queue>,
+    /// By [`Kept::time`].
+    born: u64,
+}
+
+impl Block {
+    pub(super) fn addr(&self) -> u64 {
+        self.addr
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let mut kept = lock(&self.queue.kept);
+        if kept.graphs > 0 && self.born < kept.time {
+            kept.blocks.push((self.addr, self.bytes));
+        } else {
+            drop(kept);
+            self.queue.release(self.addr, self.bytes);
+        }
+    }
+}
+
+/// Bytes on their way from the device.
+pub struct Later(Waiting);
+
+enum Waiting {
+    Here(Vec<u8>),
+    Cuda { queue: Arc<Queue>, under_way: Option<cuda::UnderWay>, bytes: usize },
+}
+
+impl Later {
+    pub(super) fn now(bytes: Vec<u8>) -> Self {
+        Later(Waiting::Here(bytes))
+    }
+
+    /// The bytes, once all work enqueued before the request has run.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if that work failed.
+    pub fn wait(mut self) -> Result<Vec<u8>> {
+        match &mut self.0 {
+            Waiting::Here(now) => Ok(std::mem::take(now)),
+            Waiting::Cuda { queue, under_way, bytes } => match (&queue.to, under_way.take()) {
+                (To::Cuda(cuda), Some(under_way)) => cuda.arrived(under_way, *bytes).map_err(Error::Gpu),
+                _ => Err(Error::Gpu("nothing is under way".into())),
+            },
+        }
+    }
+}
+
+impl Drop for Later {
+    fn drop(&mut self) {
+        // Its pinned memory must not be handed on while the copy is under way.
+        if let Waiting::Cuda { queue, under_way, bytes } = &mut self.0
+            && let (To::Cuda(cuda), Some(under_way)) = (&queue.to, under_way.take())
+        {
+            queue.keep_fault(cuda.arrived(under_way, *bytes).map(drop));
+        }
+    }
+}

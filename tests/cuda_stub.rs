@@ -1,0 +1,414 @@
+//! src/device/cuda.rs itself, on a `libcuda.so.1` made for tests (kernels/host/stub_cuda.cpp): work is put off until
+//! something waits for it, and launches run the host-run kernels. The library is opened once a process, so each test runs
+//! itself again as a child that finds the stub.
+#![cfg(not(feature = "host-asan"))]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use half::bf16;
+use qlora_engine::device::{Device, Graph, Probing, kernels};
+use qlora_engine::ops::{Slot, rms_norm};
+use qlora_engine::tensor::{DType, Tensor};
+use qlora_engine::{Error, Result};
+
+const STUB: &str = env!("QLORA_STUB_CUDA");
+/// The first bytes of a fatbin: all that the stub looks at.
+const FATBIN: [u8; 8] = [0x50, 0xED, 0x55, 0xBA, 1, 0, 16, 0];
+
+/// Runs `body` in a child that finds the stub, with these variables set and a folder of fatbins. `name` is the test's.
+fn on_stub(name: &str, vars: &[(&str, &str)], body: impl FnOnce()) {
+    if std::env::var("STUB_TEST").is_ok_and(|n| n == name) {
+        return body();
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fill(folder.path());
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args([name, "--exact", "--nocapture", "--test-threads=1"]);
+    child.env("STUB_TEST", name).env("LD_LIBRARY_PATH", library_path()).env("QLORA_KERNELS", folder.path());
+    let done = child.envs(vars.iter().copied()).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success() && out.contains("1 passed"), "{name} {vars:?}: {}\n{out}\n{err}", done.status);
+    assert!(!err.contains("stub:"), "{name} {vars:?}: {err}");
+}
+
+fn library_path() -> std::ffi::OsString {
+    let before = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    std::env::join_paths([STUB.into()].into_iter().chain(std::env::split_paths(&before))).unwrap()
+}
+
+/// What passes for a fatbin of every file of kernels/, and of the probes.
+fn fill(folder: &Path) {
+    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels")).unwrap();
+    let names = files.map(|f| f.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "cu"));
+    for name in names.chain(["probes.cu".into()]) {
+        let to = folder.join(name.file_name().unwrap()).with_extension("fatbin");
+        std::fs::write(to, FATBIN).unwrap();
+    }
+}
+
+/// Numbers that are not all alike, exact in bf16.
+fn numbers(n: usize, seed: usize) -> Vec<bf16> {
+    (0..n).map(|i| bf16::from_f32(((i * 37 + seed * 11) % 251) as f32 / 64.0 - 2.0)).collect()
+}
+
+fn tensor(rows: usize, cols: usize, seed: usize, device: &Device) -> Tensor {
+    Tensor::from_slice(&numbers(rows * cols, seed), rows, cols, device).unwrap()
+}
+
+/// A little step: y = norm(x), dx, and dw added to `grads`.
+fn step(x: &Tensor, w: &Tensor, grads: &mut Tensor, out: &mut Option<Tensor>) -> Result<()> {
+    let slot = Slot { grad: true, ..Slot::whole(w) };
+    let y = rms_norm::fwd(x, slot, 1e-6)?;
+    *out = Some(rms_norm::bwd(x, slot, 1e-6, &y, None, Some(grads))?);
+    Ok(())
+}
+
+fn bits(x: &Tensor) -> Vec<u64> {
+    x.to_f64().iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn a_kernel_gives_the_same_bits() {
+    on_stub("a_kernel_gives_the_same_bits", &[], || {
+        let results = [Device::cuda(0).unwrap(), Device::host_kernels(2, false).unwrap()].map(|device| {
+            let (x, w) = (tensor(5, 300, 1, &device), tensor(1, 300, 2, &device));
+            let mut grads = Tensor::zeros(1, 300, DType::F32, &device).unwrap();
+            let mut dx = None;
+            step(&x, &w, &mut grads, &mut dx).unwrap();
+            device.synchronize().unwrap();
+            (bits(&dx.unwrap()), bits(&grads))
+        });
+        assert_eq!(results[0], results[1]);
+        assert!(results[0].1.iter().any(|&b| b != 0), "something was computed");
+    });
+}
+
+/// The machine code in this program is found, where there is some.
+#[test]
+fn the_embedded_kernels_are_loaded() {
+    on_stub("the_embedded_kernels_are_loaded", &[], || {
+        // SAFETY: this child runs one test, on one thread.
+        unsafe { std::env::remove_var("QLORA_KERNELS") };
+        match (Device::cuda(0), kernels::TOOLKIT) {
+            (Ok(device), Some(_)) => {
+                let (x, w) = (tensor(2, 64, 1, &device), tensor(1, 64, 2, &device));
+                assert!(rms_norm::fwd(&x, Slot::whole(&w), 1e-6).unwrap().to_f64().iter().all(|y| y.is_finite()));
+                assert!(device.capture(|| Ok(())).unwrap().is_some(), "every kernel is loaded");
+            }
+            (Err(e), None) => assert!(e.to_string().contains("make setup"), "{e}"),
+            (Ok(_), None) => panic!("there are no kernels"),
+            (Err(e), Some(_)) => panic!("{e}"),
+        }
+    });
+}
+
+#[test]
+fn memory_is_written_read_filled_and_copied() {
+    on_stub("memory_is_written_read_filled_and_copied", &[], || {
+        let device = Device::cuda(0).unwrap();
+        // More than both blocks of pinned memory, and not a multiple of anything.
+        let n = (21 << 20) / 4 + 3;
+        let mut data: Vec<f32> = (0..n).map(|i| i as f32).collect();
+        let mut t = Tensor::from_slice(&data, 1, n, &device).unwrap();
+        // Enqueued, not run yet: the source may change.
+        let before = std::mem::replace(&mut data, vec![-1.0; n]);
+        assert_eq!(t.read::<f32>(0, n), before);
+        t.write(5, &[7.5f32, 8.5]);
+        let later = t.read_later::<f32>(4, 4);
+        t.write(5, &[0.0f32]);
+        let copy = t.copy().unwrap();
+        t.fill_zero();
+        let later: Vec<f32> =
+            later.wait().unwrap().chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect();
+        assert_eq!(later, [4.0, 7.5, 8.5, 7.0], "the bytes of when it was asked for");
+        assert_eq!(copy.read::<f32>(4, 4), [4.0, 0.0, 8.5, 7.0]);
+        assert!(t.read::<f32>(0, n).iter().all(|&x| x == 0.0));
+        // Not waited for: its pinned memory is not handed on before the copy is done.
+        drop(copy.read_later::<f32>(0, 4));
+        let all = copy.read_later::<f32>(n - 2, 2).wait().unwrap();
+        assert_eq!(all, [before[n - 2], before[n - 1]].map(f32::to_ne_bytes).concat());
+        // What is too long for that is read at once.
+        assert_eq!(copy.read_later::<f32>(0, 5000).wait().unwrap().len(), 20_000);
+        let empty = Tensor::zeros(0, 7, DType::F32, &device).unwrap();
+        assert_eq!(empty.copy().unwrap().to_f64(), [0.0; 0]);
+        device.synchronize().unwrap();
+    });
+}
+
+#[test]
+fn any_thread_may_use_the_device() {
+    on_stub("any_thread_may_use_the_device", &[], || {
+        let device = Device::cuda(0).unwrap();
+        let x = std::thread::scope(|s| s.spawn(|| tensor(2, 64, 1, &device)).join().unwrap());
+        assert_eq!(x.read::<bf16>(0, 128), numbers(128, 1));
+        std::thread::spawn(move || drop((x, device))).join().unwrap();
+    });
+}
+
+/// Eager steps and replays of one give the same bits, on the driver and on host-run kernels.
+#[test]
+fn a_graph_is_recorded_and_replayed() {
+    on_stub("a_graph_is_recorded_and_replayed", &[], || {
+        let (rows, cols) = (6, 200);
+        let make = |device: &Device| {
+            (tensor(rows, cols, 0, device), tensor(1, cols, 9, device), Tensor::zeros(1, cols, DType::F32, device).unwrap())
+        };
+        let plan = Device::plan_kernels();
+        let (x, w, mut grads) = make(&plan);
+        plan.take_plan();
+        step(&x, &w, &mut grads, &mut None).unwrap();
+        let layout = Arc::new(plan.take_plan().unwrap().0.layout());
+        assert!(layout.bytes() > 0);
+        let mut all = Vec::new();
+        for device in [Device::cuda(0).unwrap(), Device::host_kernels(1, false).unwrap()] {
+            for record in [false, true] {
+                let memory = device.reserve(layout.bytes()).unwrap();
+                let (mut x, w, mut grads) = make(&device);
+                let mut graph: Option<Graph> = None;
+                let mut seen = Vec::new();
+                for i in 0..4 {
+                    x.write(0, &numbers(rows * cols, i));
+                    let run = |grads: &mut Tensor, dx: &mut Option<Tensor>| memory.run(&layout, || step(&x, &w, grads, dx));
+                    let mut dx = None;
+                    match &graph {
+                        Some(graph) => graph.launch().unwrap(),
+                        // The first one is eager, the second is recorded and then launched.
+                        None if record && i == 1 => {
+                            let recorded = device.capture(|| run(&mut grads, &mut dx)).unwrap().unwrap();
+                            assert_eq!(bits(&grads), *seen.last().unwrap(), "recording runs nothing");
+                            recorded.launch().unwrap();
+                            graph = Some(recorded);
+                        }
+                        None => run(&mut grads, &mut dx).unwrap(),
+                    }
+                    seen.push(bits(&grads));
+                }
+                device.synchronize().unwrap();
+                assert!(seen.windows(2).all(|w| w[0] != w[1]), "every step adds something");
+                all.push(seen);
+            }
+        }
+        assert!(all.iter().all(|seen| *seen == all[0]));
+    });
+}
+
+#[test]
+fn what_a_graph_cannot_hold_is_refused() {
+    on_stub("what_a_graph_cannot_hold_is_refused", &[], || {
+        for device in [Device::cuda(0).unwrap(), Device::host_kernels(1, false).unwrap()] {
+            let mut x = tensor(2, 64, 1, &device);
+            let says = |r: Result<Option<Graph>>, what: &str| {
+                let why = r.err().expect("it is refused").to_string();
+                assert!(why.contains(what), "{why}");
+            };
+            says(device.capture(|| Ok(x.write(0, &numbers(3, 0)))), "wrote to device memory");
+            says(device.capture(|| Ok(drop(x.to_f64()))), "read device memory");
+            says(device.capture(|| Tensor::unwritten(1, 1, DType::F32, &device).map(drop)), "outside of the step's arena");
+            says(device.capture(|| device.capture(|| Ok(())).map(drop)), "already being recorded");
+            says(device.capture(|| Err(Error::NotYet("my own".into()))), "my own");
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.capture(|| panic!("on purpose"))));
+            assert!(panicked.is_err());
+            // The device is as before.
+            assert_eq!(x.read::<bf16>(0, 128), numbers(128, 1));
+            device.capture(|| Ok(x.fill_zero())).unwrap().unwrap().launch().unwrap();
+            assert!(x.to_f64().iter().all(|&x| x == 0.0));
+            device.synchronize().unwrap();
+        }
+    });
+}
+
+#[test]
+fn memory_stays_while_a_graph_uses_it() {
+    on_stub("memory_stays_while_a_graph_uses_it", &[], || {
+        let device = Device::cuda(0).unwrap();
+        let free = || device.gpu_memory().unwrap().unwrap().0;
+        let at_first = free();
+        let mut x = tensor(1, 1000, 1, &device);
+        let graph = device.capture(|| Ok(x.fill_zero())).unwrap().unwrap();
+        let with_x = free();
+        drop(x);
+        assert_eq!(free(), with_x, "x is gone, but the graph writes to it");
+        graph.launch().unwrap();
+        // What came after the graph is nothing to it.
+        drop(tensor(1, 1000, 1, &device));
+        assert_eq!(free(), with_x);
+        drop(graph);
+        assert_eq!(free(), at_first);
+    });
+}
+
+#[test]
+fn a_fault_in_a_kernel_is_told() {
+    on_stub("a_fault_in_a_kernel_is_told", &[], || {
+        let device = Device::cuda(0).unwrap();
+        let p = Probing { which: 1, grid: [1; 3], block: 128, shared: 0, outputs: 128 };
+        let why = device.probe(kernels::PROBE_DIVERGENCE, p, &[0.0; 128]).unwrap_err().to_string();
+        assert!(why.contains("unspecified launch failure (CUDA_ERROR_LAUNCH_FAILED)"), "{why}");
+        if cfg!(debug_assertions) {
+            assert!(why.contains("probe_divergence") && why.contains("cuStreamSynchronize"), "{why}");
+        }
+        // The context is lost, and says so from now on.
+        assert!(device.synchronize().is_err());
+        let refused = |p, what: &str| {
+            let device = Device::host_kernels(1, false).unwrap();
+            let why = device.probe(kernels::PROBE_BARRIER, p, &[0.0; 128]).unwrap_err().to_string();
+            assert!(why.contains(what), "{why}");
+        };
+        refused(Probing { block: 256, ..p }, "256 threads");
+    });
+}
+
+#[test]
+fn a_card_has_limits() {
+    on_stub("a_card_has_limits", &[], || {
+        let device = Device::cuda(0).unwrap();
+        let right = Probing { which: 0, grid: [1; 3], block: 128, shared: 101_376, outputs: 128 };
+        let input: Vec<f32> = (0..128).map(|i| i as f32).collect();
+        let out = device.probe(kernels::PROBE_BARRIER, right, &input).unwrap();
+        assert_eq!(out[..2], [32.0, 33.0]);
+        for (p, what) in [
+            (Probing { block: 256, ..right }, "256 threads a block, this card can run it with 128"),
+            (Probing { shared: 101_380, ..right }, "101380 bytes of shared memory a block, the limit is 101376"),
+            (Probing { grid: [1, 65_536, 1], ..right }, "65536 blocks along axis 1"),
+        ] {
+            let why = device.probe(kernels::PROBE_BARRIER, p, &input).unwrap_err().to_string();
+            assert!(why.contains("probe_barrier") && why.contains(what), "{why}");
+        }
+    });
+}
+
+#[test]
+fn too_little_memory_is_told_with_the_figures() {
+    let vars = [("QLORA_STUB_MEMORY", "1000000")];
+    on_stub("too_little_memory_is_told_with_the_figures", &vars, || {
+        let device = Device::cuda(0).unwrap();
+        let whys = [
+            device.reserve(2_000_000).map(drop).unwrap_err(),
+            Tensor::unwritten(1000, 500, DType::F32, &device).map(drop).unwrap_err(),
+        ];
+        for why in whys {
+            assert!(matches!(why, Error::Memory(_)), "{why:?}");
+            let why = why.to_string();
+            assert!(why.contains("Stub 3080: 2000000 bytes were asked for, 999"), "{why}");
+            assert!(why.contains("of 1000000 are free") && !why.contains('\n'), "{why}");
+        }
+        device.synchronize().unwrap();
+    });
+}
+
+/// Each refusal is one line that says what is needed.
+#[test]
+fn what_cannot_be_used_is_refused() {
+    let name = "what_cannot_be_used_is_refused";
+    let cases: [(&[(&str, &str)], &str); 7] = [
+        (&[("QLORA_STUB_DRIVER", "11080")], "the NVIDIA driver offers CUDA 11.8; this program needs"),
+        (&[("QLORA_STUB_GPUS", "0")], "no CUDA-capable device is detected (CUDA_ERROR_NO_DEVICE)"),
+        (&[("QLORA_STUB_CAPABILITY", "7.5")], "Stub 3080 has compute capability 7.5; 8.0 is needed"),
+        (&[("STUB_ORDINAL", "3")], "GPU 3 was asked for; the driver sees 1"),
+        (&[("QLORA_STUB_FAIL", "cuInit:803")], "cuInit: unknown error"),
+        (&[("QLORA_KERNELS", "/nonexistent")], "QLORA_KERNELS: /nonexistent/rms_norm.fatbin"),
+        (&[("QLORA_KERNELS", "STUB_BAD")], "kernels/rms_norm.cu on Stub 3080: cuModuleLoadData: device kernel image is invalid"),
+    ];
+    for (vars, want) in cases {
+        let bad = tempfile::tempdir().unwrap();
+        std::fs::write(bad.path().join("rms_norm.fatbin"), "not a fatbin").unwrap();
+        let set = |v: &str| if v == "STUB_BAD" { bad.path().display().to_string() } else { v.to_string() };
+        let mut vars: Vec<(&str, String)> = vars.iter().map(|(k, v)| (*k, set(v))).collect();
+        vars.push(("STUB_WANT", want.to_string()));
+        let vars: Vec<(&str, &str)> = vars.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        on_stub(name, &vars, || {
+            let want = std::env::var("STUB_WANT").unwrap();
+            let why = scenario().expect_err("it is refused").to_string();
+            assert!(why.contains(&want) && !why.contains('\n'), "{why}");
+        });
+        if std::env::var_os("STUB_TEST").is_some() {
+            return;
+        }
+    }
+    if let Some((major, _)) = kernels::TOOLKIT.filter(|t| t.0 >= 13) {
+        let vars = [("QLORA_STUB_DRIVER", "12090"), ("STUB_WANT", "needs 13.0, which comes with driver 580; its kernels")];
+        assert!(major >= 13);
+        on_stub(name, &vars, || {});
+    }
+}
+
+/// All that this program asks of a driver.
+fn scenario() -> Result<()> {
+    let ordinal = std::env::var("STUB_ORDINAL").map_or(0, |n| n.parse().unwrap());
+    let device = Device::cuda(ordinal)?;
+    device.gpu_memory()?;
+    let memory = device.reserve(1000)?;
+    let n = (9 << 20) / 4;
+    let mut x = Tensor::from_slice(&vec![1.0f32; n], 1, n, &device)?;
+    // Past the end of the second block of pinned memory.
+    x.write(0, &vec![2.0f32; n]);
+    let y = x.copy()?;
+    let graph = device.capture(|| Ok(x.fill_zero()))?.expect("a GPU records");
+    let w = tensor(1, 64, 2, &device);
+    rms_norm::fwd(&tensor(2, 64, 1, &device), Slot::whole(&w), 1e-6)?;
+    graph.launch()?;
+    y.read_later::<f32>(0, 2).wait()?;
+    if y.read::<f32>(n - 1, 1) != [2.0] || x.read::<f32>(0, 1) != [0.0] {
+        device.synchronize()?;
+        panic!("wrong values without an error");
+    }
+    drop((x, y, graph, w, memory));
+    device.synchronize()
+}
+
+/// Whichever call fails, the error names it; nothing panics, nothing goes on with wrong values.
+#[test]
+fn every_return_code_is_checked() {
+    let name = "every_return_code_is_checked";
+    // Not among them: freeing, which has nobody to tell but the next call.
+    let calls = "none cuDriverGetVersion cuInit cuDeviceGetCount cuDeviceGet cuDeviceGetName cuDeviceTotalMem_v2 \
+                 cuDeviceGetAttribute cuDevicePrimaryCtxRetain cuMemGetInfo_v2 cuMemAlloc_v2 cuMemFree_v2 cuMemHostAlloc \
+                 cuStreamCreate cuStreamSynchronize cuEventCreate cuEventRecord cuEventSynchronize cuMemcpyHtoDAsync_v2 \
+                 cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemsetD8Async cuModuleLoadData cuModuleGetFunction \
+                 cuFuncGetAttribute cuFuncSetAttribute cuLaunchKernel cuStreamBeginCapture_v2 \
+                 cuGraphInstantiateWithFlags cuGraphLaunch";
+    for call in calls.split_whitespace() {
+        // What is left behind where freeing fails says nothing.
+        let failing = format!("{call}:1");
+        let vars = [("QLORA_STUB_FAIL", failing.as_str()), ("QLORA_STUB_QUIET", "1")];
+        on_stub(name, &vars, || {
+            let call = std::env::var("QLORA_STUB_FAIL").unwrap().replace(":1", "");
+            if call == "none" {
+                return scenario().unwrap();
+            }
+            let why = scenario().expect_err("a call failed").to_string();
+            assert!(why.contains(&format!("{call}: invalid argument (CUDA_ERROR_INVALID_VALUE)")), "{call}: {why}");
+        });
+        if std::env::var_os("STUB_TEST").is_some() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn the_program_says_what_is_here() {
+    let report = |vars: &[(&str, &str)]| {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_qlora-engine"));
+        let ran = program.arg("env").env("LD_LIBRARY_PATH", library_path()).envs(vars.iter().copied()).output().unwrap();
+        assert!(ran.status.success());
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let has = |report: &str, name: &str, value: &str| {
+        assert!(report.lines().any(|l| l.starts_with(name) && l.contains(value)), "{name} {value}:\n{report}");
+    };
+    let usual = report(&[]);
+    has(&usual, "gpu driver", "for CUDA 13.0");
+    has(&usual, "gpu  ", "Stub 3080, compute capability 8.6, 68 multiprocessors, 1.0 GiB at 760 GB/s");
+    match kernels::TOOLKIT {
+        Some((13.., _)) => has(&usual, "gpu kernels", "for drivers from 580 on"),
+        Some(_) => has(&usual, "gpu kernels", "for drivers from 570 on"),
+        None => has(&usual, "gpu kernels", "make setup"),
+    }
+    let old = report(&[("QLORA_STUB_DRIVER", "11040")]);
+    has(&old, "gpu driver", "for CUDA 11.4");
+    has(&old, "gpu  ", "none: gpu: the NVIDIA driver offers CUDA 11.4");
+    has(&report(&[("QLORA_STUB_CAPABILITY", "7.5")]), "gpu  ", "7.5; 8.0 is needed");
+    has(&report(&[("QLORA_STUB_GPUS", "0")]), "gpu  ", "no CUDA-capable device");
+}

@@ -1,0 +1,154 @@
+//! What host-run kernels promise to catch, by kernels that are wrong on purpose (kernels/host/probes.cu).
+
+use crate::*;
+use qlora_engine::Result;
+use qlora_engine::device::{Kernel, Probing, abi, kernels};
+
+fn probe(kernel: Kernel<abi::Probe>, p: Probing, input: &[f32]) -> [Result<Vec<f32>>; 2] {
+    [false, true].map(|reversed| Device::host_kernels(1, reversed).unwrap().probe(Kernel { ..kernel }, p, input))
+}
+
+fn count(n: usize) -> Vec<f32> {
+    (0..n).map(|i| i as f32).collect()
+}
+
+const RIGHT: Probing = Probing { which: 0, grid: [1; 3], block: 128, shared: 512, outputs: 128 };
+
+#[test]
+fn a_missing_barrier_is_seen() {
+    let want: Vec<f32> = (0..128).map(|t| ((t + 32) % 128) as f32).collect();
+    for out in probe(kernels::PROBE_BARRIER, RIGHT, &count(128)) {
+        assert_eq!(out.unwrap(), want);
+    }
+    let [forward, reversed] = probe(kernels::PROBE_BARRIER, Probing { which: 1, ..RIGHT }, &count(128)).map(Result::unwrap);
+    // Whoever comes too early reads what shared memory is full of.
+    assert!(forward.iter().any(|x| x.is_nan()) && reversed.iter().any(|x| x.is_nan()));
+    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    assert_ne!(bits(&forward), bits(&reversed));
+}
+
+#[test]
+fn shared_memory_is_poisoned_for_every_block() {
+    // The second block would find the first one's values.
+    let p = Probing { which: 1, grid: [2, 1, 1], ..RIGHT };
+    for out in probe(kernels::PROBE_BARRIER, p, &count(128)) {
+        assert!(out.unwrap().iter().any(|x| x.is_nan()));
+    }
+}
+
+/// The line of probes.cu that holds `text`.
+fn line(text: &str) -> usize {
+    let source = include_str!("../../kernels/host/probes.cu");
+    1 + source.lines().position(|l| l.contains(text)).expect("the probe is there")
+}
+
+#[test]
+fn threads_that_part_are_an_error_with_the_line() {
+    for out in probe(kernels::PROBE_DIVERGENCE, RIGHT, &count(128)) {
+        assert_eq!(out.unwrap(), count(128));
+    }
+    let all = line("sync_block();  // all have come here");
+    for (which, waits, at) in [
+        (1, "waits for the block", all),
+        (2, "waits for its warp", line("shfl_xor(p.in")),
+        (3, "waits for its warp", line("    mma_bf16(d, a, b);")),
+    ] {
+        for out in probe(kernels::PROBE_DIVERGENCE, Probing { which, ..RIGHT }, &count(128)) {
+            let why = out.unwrap_err().to_string();
+            assert!(why.contains("threads diverge in block (0, 0, 0)") && why.contains("probe_divergence"), "{why}");
+            assert!(why.contains(&format!("{waits} at line {at}")) && why.contains("thread 3 has ended"), "{why}");
+        }
+    }
+    for out in probe(kernels::PROBE_DIVERGENCE, Probing { which: 4, ..RIGHT }, &count(128)) {
+        let (why, half) = (out.unwrap_err().to_string(), line("sync_block();  // the other half's"));
+        for at in [all, half] {
+            assert!(why.contains(&format!("waits for the block at line {at}")), "{why}");
+        }
+    }
+}
+
+#[test]
+fn a_copy_lands_at_its_wait() {
+    let p = Probing { shared: 2048, outputs: 512, ..RIGHT };
+    for out in probe(kernels::PROBE_COPY, p, &count(512)) {
+        assert_eq!(out.unwrap(), count(512));
+    }
+    // No wait before the read; a wait that lets the last group be under way.
+    for which in [1, 3] {
+        for out in probe(kernels::PROBE_COPY, Probing { which, ..p }, &count(512)) {
+            assert!(out.unwrap().iter().all(|x| x.is_nan()), "{which}: nothing had landed");
+        }
+    }
+    for out in probe(kernels::PROBE_COPY, Probing { which: 2, ..p }, &count(512)) {
+        let why = out.unwrap_err().to_string();
+        assert!(why.contains("a thread ends before it has waited for its asynchronous copies"), "{why}");
+    }
+}
+
+#[test]
+fn a_swapped_fragment_changes_the_product() {
+    let input: Vec<f32> = bf16s(&random(7, 24 * 16)).iter().map(|&x| x as f32).collect();
+    let (a, b) = input.split_at(256);
+    let plain: Vec<f64> = (0..16 * 8)
+        .map(|i| (0..16).map(|k| f64::from(a[i / 8 * 16 + k]) * f64::from(b[i % 8 * 16 + k])).sum())
+        .collect();
+    let p = Probing { block: 32, shared: 1024, ..RIGHT };
+    // 16 products, each of magnitude below 16, exact in f32 before they are added: 16 roundings of at most 256.
+    let limit = 16.0 * 256.0 * 2f64.powi(-24);
+    for which in 0..4 {
+        for out in probe(kernels::PROBE_PRODUCT, Probing { which, ..p }, &input) {
+            let out: Vec<f64> = out.unwrap().iter().map(|&x| f64::from(x)).collect();
+            let e = max_err(&out, &plain);
+            assert!(if which == 0 { e <= limit } else { e > 0.1 }, "{which}: {e}");
+        }
+    }
+}
+
+#[test]
+fn what_a_card_refuses_is_refused() {
+    for (p, what) in [
+        (Probing { block: 1056, ..RIGHT }, "1056 threads a block"),
+        (Probing { block: 48, ..RIGHT }, "48 threads a block; whole warps"),
+        (Probing { block: 256, ..RIGHT }, "256 threads a block, it was declared with at most 128"),
+        (Probing { shared: 101_377, ..RIGHT }, "101377 bytes of shared memory a block, the limit is 101376"),
+        (Probing { grid: [1, 65_536, 1], ..RIGHT }, "65536 blocks along axis 1, the limit is 65535"),
+        (Probing { grid: [1, 1, 65_536], ..RIGHT }, "65536 blocks along axis 2, the limit is 65535"),
+        (Probing { grid: [1 << 31, 1, 1], ..RIGHT }, "2147483648 blocks along axis 0"),
+    ] {
+        for out in probe(kernels::PROBE_BARRIER, p, &count(128)) {
+            let why = out.unwrap_err().to_string();
+            assert!(why.contains(what) && why.starts_with("kernel probe_barrier"), "{why}");
+        }
+    }
+    // The most that is allowed, and nothing at all, run.
+    let most = Probing { shared: 101_376, grid: [2, 3, 2], ..RIGHT };
+    assert!(probe(kernels::PROBE_BARRIER, most, &count(128)).into_iter().all(|out| out.is_ok()));
+    let none = Probing { grid: [0, 1, 1], ..RIGHT };
+    assert!(probe(kernels::PROBE_BARRIER, none, &count(128)).into_iter().all(|out| out.unwrap()[0].is_nan()));
+}
+
+/// Under AddressSanitizer an access past the end ends the process: each is a child of its own, which must die of it.
+#[cfg(feature = "host-asan")]
+#[test]
+fn an_overrun_is_reported() {
+    let input = count(37);
+    let p = Probing { block: 32, shared: 37 * 4, outputs: 37, ..RIGHT };
+    if let Ok(which) = std::env::var("PROBE_OVERRUN") {
+        let which = which.parse().unwrap();
+        let _ = Device::host_kernels(1, false).unwrap().probe(kernels::PROBE_OVERRUN, Probing { which, ..p }, &input);
+        return;
+    }
+    for (which, what) in [(0, ""), (1, "WRITE of size 4"), (2, "READ of size 4"), (3, "WRITE of size 4"), (4, "READ of size 4")] {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        child.args(["runtime::an_overrun_is_reported", "--exact"]).env("PROBE_OVERRUN", which.to_string());
+        let done = child.output().unwrap();
+        let err = String::from_utf8_lossy(&done.stderr);
+        if which == 0 {
+            assert!(done.status.success(), "{err}");
+        } else {
+            assert!(!done.status.success(), "overrun {which} went unnoticed");
+            assert!(err.contains("AddressSanitizer: heap-buffer-overflow") && err.contains(what), "{which}: {err}");
+            assert!(err.contains("probes.cu"), "{which}: {err}");
+        }
+    }
+}
