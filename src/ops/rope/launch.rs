@@ -1,7 +1,7 @@
 use super::{Norm, Table, Turn};
 use crate::device::{Launcher, abi, kernels};
 use crate::error::Result;
-use crate::ops::{bf16_only, no_kernel, size};
+use crate::ops::{bf16_only, no_kernel, on_device, size};
 use crate::tensor::{Index, Tensor};
 
 /// bf16 in 16 bytes: what a lane reads at once where heads allow it.
@@ -47,7 +47,7 @@ fn turn(
         x: x.ptr(),
         w: norm.map_or(std::ptr::null(), |n| n.w.ptr()),
         table: at.table,
-        positions: positions.ptr(),
+        positions: on_device("rope positions", positions)?,
         live: x.live(),
         rows: size("rope rows", x.rows())?,
         heads: at.heads,
@@ -96,7 +96,7 @@ pub(super) fn bwd(
         x: x.ptr(),
         w: norm.w.ptr(),
         table: at.table,
-        positions: positions.ptr(),
+        positions: on_device("rope positions", positions)?,
         live: x.live(),
         rows: size("rope rows", x.rows())?,
         heads: at.heads,
