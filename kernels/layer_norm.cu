@@ -12,6 +12,7 @@ struct Smem {
   float partial[LAYER_NORM_BLOCK / QE_WARP];
 };
 static_assert(sizeof(Smem) == LAYER_NORM_SHARED, "what the header promises");
+static_assert(sizeof(NormSums) == LAYER_NORM_SUMS && kNormColumns == LAYER_NORM_COLUMNS, "what the header promises");
 
 struct Stats {
   float mean, rstd;
@@ -116,15 +117,12 @@ QE_KERNEL(layer_norm_bwd, LayerNormBwd, LAYER_NORM_BLOCK) {
 }
 
 QE_KERNEL(layer_norm_weight, LayerNormWeight, LAYER_NORM_BLOCK) {
-  const int c = static_cast<int>(blockIdx.x * LAYER_NORM_BLOCK + threadIdx.x);
-  if (c >= p.n) return;
   const long long rows = live_rows(p.live, p.rows);
-  float dw = 0, db = 0;
-  for (long long r = 0; r < rows; ++r) {
-    const float d = f32(p.dy[r * p.n + c]);
-    dw += d * ((f32(p.x[r * p.n + c]) - p.stats[2 * r]) * p.stats[2 * r + 1]);
-    db += d;
+  NormSums& sums = shared<NormSums>();
+  if (p.dw != nullptr) {
+    sum_rows(p.dw, rows, p.n, sums, [&](long long r, int c) {
+      return f32(p.dy[r * p.n + c]) * ((f32(p.x[r * p.n + c]) - p.stats[2 * r]) * p.stats[2 * r + 1]);
+    });
   }
-  if (p.dw != nullptr) p.dw[c] += dw;
-  if (p.db != nullptr) p.db[c] += db;
+  if (p.db != nullptr) sum_rows(p.db, rows, p.n, sums, [&](long long r, int c) { return f32(p.dy[r * p.n + c]); });
 }

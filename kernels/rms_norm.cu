@@ -12,6 +12,7 @@ struct Smem {
   float partial[RMS_NORM_BLOCK / QE_WARP];
 };
 static_assert(sizeof(Smem) == RMS_NORM_SHARED, "what the header promises");
+static_assert(sizeof(NormSums) == RMS_NORM_SUMS && kNormColumns == RMS_NORM_COLUMNS, "what the header promises");
 
 // 1 / root mean square of a group; the same bits in every thread.
 template <int N>
@@ -23,18 +24,6 @@ QE_DEV float rstd_of(const Team& team, const Share<N>& x, const bf16* from, int 
     for (int i = 0; i < N; ++i) sum += v[i] * v[i];
   });
   return rsqrtf(team.sum(sum) / static_cast<float>(n) + eps);
-}
-
-QE_DEV float rstd_of_warp(const bf16* x, int n, float eps) {
-  const Team team = {lane(), QE_WARP, nullptr};
-  if (packs<kPack>(x, n)) {
-    Share<kPack> kept;
-    kept.read(team, x, n);
-    return rstd_of(team, kept, x, n, eps);
-  }
-  Share<1> kept;
-  kept.read(team, x, n);
-  return rstd_of(team, kept, x, n, eps);
 }
 
 template <int N>
@@ -61,6 +50,7 @@ QE_DEV void backward(const RmsNormBwd& p, const Team& team, long long group) {
   kept.read(team, x, p.n);
   kept_dy.read(team, dy, p.n);
   const float rstd = rstd_of(team, kept, x, p.n, p.eps);
+  if (p.rstd != nullptr && team.rank == 0) p.rstd[group] = rstd;
   float m = 0;
   for_share<N>(team, p.n, [&](int c, int k) {
     float v[N], d[N], w[N];
@@ -105,15 +95,7 @@ QE_KERNEL(rms_norm_bwd, RmsNormBwd, RMS_NORM_BLOCK) {
 }
 
 QE_KERNEL(rms_norm_weight, RmsNormWeight, RMS_NORM_BLOCK) {
-  const int c = static_cast<int>(blockIdx.x * RMS_NORM_BLOCK + threadIdx.x);
-  const int first = static_cast<int>(blockIdx.x * RMS_NORM_BLOCK) + warp() * QE_WARP;
-  if (first >= p.n) return;
   const long long groups = live_rows(p.live, p.rows) * p.per_row;
-  float sum = 0;
-  for (long long g = 0; g < groups; ++g) {
-    const bf16 *x = p.x + g * p.n, *dy = p.dy + g * p.n;
-    const float rstd = rstd_of_warp(x, p.n, p.eps);
-    if (c < p.n) sum += f32(dy[c]) * f32(x[c]) * rstd;
-  }
-  if (c < p.n) p.dw[c] += sum;
+  sum_rows(p.dw, groups, p.n, shared<NormSums>(),
+           [&](long long g, int c) { return f32(p.dy[g * p.n + c]) * f32(p.x[g * p.n + c]) * p.rstd[g]; });
 }

@@ -131,8 +131,7 @@ QE_DEV void forward(const RopeFwd& p, const Place& place) {
   }
 }
 
-// The gradient of the norm's output times w. With `turned` the gradient itself is written over dy, which is then not read
-// again.
+// The gradient of the norm's output times w. With `turned` the gradient itself is written over dy, which is not read again.
 template <int N>
 QE_DEV Pair<N> weighted(const RopeBwd& p, const Place& place, int i, bool turned) {
   bf16* dy = p.dy + place.at;
@@ -149,7 +148,7 @@ QE_DEV void backward(const RopeBwd& p, const Place& place) {
   Pair<N> v = {}, g = {};
   if (mine) {
     v = read<N>(x, i0, half);
-    g = weighted<N>(p, place, i0, p.turned);
+    g = weighted<N>(p, place, i0, p.rstd != nullptr);
   }
   float square = dot(v, v), m = dot(g, v);
   for (int i = i0 + step; place.live && i < half; i += step) {
@@ -161,6 +160,7 @@ QE_DEV void backward(const RopeBwd& p, const Place& place) {
   const float rstd = rsqrtf(head_sum(square, p.shift) / n + p.eps);
   const float k = rstd * rstd * (head_sum(m, p.shift) / n);
   if (!mine) return;
+  if (p.rstd != nullptr && place.lane == 0) p.rstd[place.at / (2 * half)] = rstd;
   for (int i = i0;;) {
     for (int j = 0; j < N; ++j) {
       v.lo[j] = rstd * (g.lo[j] - v.lo[j] * k);
@@ -170,7 +170,7 @@ QE_DEV void backward(const RopeBwd& p, const Place& place) {
     i += step;
     if (i >= half) return;
     v = read<N>(x, i, half);
-    g = weighted<N>(p, place, i, p.turned);
+    g = weighted<N>(p, place, i, p.rstd != nullptr);
   }
 }
 }  // namespace

@@ -4,7 +4,7 @@
 //              y[i] = n[i] cos - n[i + half] s,  y[i + half] = n[i + half] cos + n[i] s,  s = sign * sin, i < half,
 //              with cos and sin of the row's position; sign -1 turns back, which is the backward pass without a norm
 //   backward   (of the forward with w and sign 1) g = dy turned back, m = mean_c g[c] * w[c] * x[c]
-//              dx[c] = rstd * (g[c] * w[c] - x[c] * rstd^2 * m);  with `turned` also dy = g, for the gradient of w
+//              dx[c] = rstd * (g[c] * w[c] - x[c] * rstd^2 * m);  where rstd is wanted also dy = g: for the gradient of w
 //
 // Source   Su et al. 2021, arXiv:2104.09864; the norm as in rms_norm.h; backward by hand, proved by tests/ops.
 // Shapes   x, y, dx, dy (rows, heads * 2 * half) bf16; w (2 * half) bf16; table (positions, 2 * half) f32, a row is the
@@ -12,7 +12,7 @@
 // Launch   2^shift lanes a head (at most 32), grid = ceil(rows * heads * 2^shift / ROPE_BLOCK); rows * heads below 2^31.
 // Rounds   once, at the end: between norm and turn values are f32.
 // Writes   the live rows of y and dx are overwritten; y may be x, dx may be neither x nor dy.
-// Bound    memory: forward moves 4 bytes an element, backward 6 (8 with `turned`); the table stays in the caches.
+// Bound    memory: forward moves 4 bytes an element, backward 6 (8 with rstd); the table stays in the caches.
 #pragma once
 #include "include/abi.h"
 
@@ -35,7 +35,8 @@ typedef struct {
 
 typedef struct {
   bf16* dx;                   // (rows, heads * 2 * half), written
-  bf16* dy;                   // (rows, heads * 2 * half); turned back in place with `turned`
+  bf16* dy;                   // (rows, heads * 2 * half); turned back in place if rstd is wanted
+  float* rstd;                // (rows, heads), written; null: not wanted
   const bf16* x;              // (rows, heads * 2 * half), what the forward saw
   const bf16* w;              // (2 * half)
   const float* table;         // (positions, 2 * half)
@@ -45,6 +46,5 @@ typedef struct {
   int heads;
   int half;
   int shift;
-  int turned;  // 1: dy is overwritten by the gradient of the norm's output
   float eps;
 } RopeBwd;

@@ -68,6 +68,36 @@ QE_DEV void widen(float (&to)[N], const bf16* at) {
   for (int i = 0; i < N; ++i) to[i] = f32(p.v[i]);
 }
 
+// Sums over rows for the gradients of a norm's weights: a block has kNormColumns columns, a pair a lane; its warps take the
+// rows in turn, and their sums are added in the order of the warps.
+constexpr int kNormColumns = 2 * QE_WARP;
+
+struct NormSums {
+  float v[kNormBlock / QE_WARP][kNormColumns];
+};
+
+// Adds to[c] += sum over rows of f(row, c) for the columns of this block. Every thread of the block takes part.
+template <class F>
+QE_DEV void sum_rows(float* to, long long rows, int n, NormSums& sums, F f) {
+  const int begin = static_cast<int>(blockIdx.x) * kNormColumns, c = begin + 2 * lane();
+  float a = 0, b = 0;
+#pragma unroll 4
+  for (long long r = warp(); r < rows; r += kNormBlock / QE_WARP) {
+    if (c < n) a += f(r, c);
+    if (c + 1 < n) b += f(r, c + 1);
+  }
+  sums.v[warp()][2 * lane()] = a;
+  sums.v[warp()][2 * lane() + 1] = b;
+  sync_block();  // sums complete
+  const int own = static_cast<int>(threadIdx.x);
+  if (own < kNormColumns && begin + own < n) {
+    float sum = 0;
+    for (int w = 0; w < kNormBlock / QE_WARP; ++w) sum += sums.v[w][own];
+    to[begin + own] += sum;
+  }
+  sync_block();  // sums read: they may be used again
+}
+
 template <int N>
 QE_DEV void narrow(bf16* at, const float (&from)[N]) {
   Pack<bf16, N> p;

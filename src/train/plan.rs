@@ -11,7 +11,7 @@ use crate::data::Batch;
 use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
 use crate::model::{self, Model, Options, Pass, Policies, Policy, Spec};
-use crate::ops::linear_cross_entropy::chunk_rows;
+use crate::ops::linear_cross_entropy::{chunk_rows, kernel_chunk_rows};
 use crate::tensor::{DType, Tensor};
 
 /// The sizes of the largest batch of a run: no batch has more tokens, or more rows that reach the head.
@@ -283,7 +283,8 @@ impl<'a> DryRun<'a> {
         let spec = self.model.spec.clone();
         let (dense, nf4) = self.model.frozen_bytes();
         let gradient = self.grads.bytes() as u64;
-        let logit_rows = chunk_rows(spec.vocab).min(self.train.loss_rows.max(self.eval.loss_rows));
+        let per_chunk = if self.model.device.runs_kernels() { kernel_chunk_rows } else { chunk_rows };
+        let logit_rows = per_chunk(spec.vocab).min(self.train.loss_rows.max(self.eval.loss_rows));
         let bytes = Bytes {
             dense,
             nf4,

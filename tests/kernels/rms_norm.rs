@@ -2,8 +2,8 @@ use crate::*;
 use qlora_engine::ops::{Slot, rms_norm};
 
 const EPS: f64 = 1e-6;
-/// (rows, groups a row, elements a group): one element, a ragged tail, more than a warp's packs, heads, hidden sizes, more than a
-/// block keeps.
+/// (rows, groups a row, elements a group): one element, a ragged tail, more than a warp's packs, heads, hidden sizes, more
+/// than a block keeps.
 const SHAPES: [(usize, usize, usize); 10] = [
     (1, 1, 1),
     (3, 1, 31),

@@ -98,6 +98,8 @@ fn refuses_what_does_not_fit() {
     let fwd = |norm, table: &Table| rope::fwd(&x, norm, &positions, table).map(|y| y.to_f64());
     assert!(fwd(None, &table(3).on(device).unwrap()).is_err(), "a position beyond the table");
     assert!(fwd(None, &table(4)).is_err(), "a table of the CPU");
+    let whole = table(4).on(device).unwrap();
+    assert!(rope::fwd(&x, None, &Index::host(vec![0, 3]), &whole).is_err(), "positions of the CPU");
     let w = tensor(&[1.0; 2], 1, 2, DType::Bf16, device);
     let norm = Norm { w: Slot::whole(&w), eps: EPS };
     assert!(fwd(Some(norm), &table(4).on(device).unwrap()).is_err(), "a norm of half a head");

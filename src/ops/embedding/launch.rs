@@ -1,7 +1,7 @@
 use super::Noise;
 use crate::device::{Launcher, abi, kernels};
 use crate::error::Result;
-use crate::ops::{Slot, bf16_only, size};
+use crate::ops::{Slot, bf16_only, on_device, size};
 use crate::tensor::{Index, Tensor};
 
 /// Threads for one row: a pack each, in whole warps.
@@ -16,7 +16,7 @@ pub(super) fn fwd(l: &Launcher, x: &mut Tensor, table: Slot, ids: &Index, noise:
     let p = abi::EmbeddingFwd {
         x: x.ptr_mut(),
         table: table.ptr(),
-        ids: ids.ptr(),
+        ids: on_device("token ids", ids)?,
         live: x.live(),
         step: if noise.is_some() { l.step() } else { std::ptr::null() },
         rows: size("embedding rows", x.rows())?,
@@ -32,7 +32,7 @@ pub(super) fn bwd(l: &Launcher, table: Slot, ids: &Index, dx: &Tensor, grads: &m
     let p = abi::EmbeddingBwd {
         dtable: table.grad_ptr(grads),
         dx: dx.ptr(),
-        ids: ids.ptr(),
+        ids: on_device("token ids", ids)?,
         live: dx.live(),
         rows: size("embedding rows", dx.rows())?,
         cols: size("embedding columns", dx.cols())?,
@@ -48,7 +48,7 @@ pub(super) fn scatter(l: &Launcher, x: &mut Tensor, dx: &Tensor, rows: &Index) -
     let p = abi::EmbeddingScatter {
         x: x.ptr_mut(),
         dx: dx.ptr(),
-        ids: rows.ptr(),
+        ids: on_device("scatter rows", rows)?,
         live: dx.live(),
         rows: size("scatter rows", dx.rows())?,
         cols: size("scatter columns", dx.cols())?,

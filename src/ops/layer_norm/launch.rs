@@ -75,5 +75,6 @@ pub(super) fn bwd_weight(
         rows: size("layer_norm rows", x.rows())?,
         n: size("layer_norm columns", x.cols())?,
     };
-    l.kernel(kernels::LAYER_NORM_WEIGHT).grid(x.cols().div_ceil(BLOCK as usize)).block(BLOCK).launch(&p)
+    let (blocks, shared) = (x.cols().div_ceil(abi::LAYER_NORM_COLUMNS as usize), abi::LAYER_NORM_SUMS as usize);
+    l.kernel(kernels::LAYER_NORM_WEIGHT).grid(blocks).block(BLOCK).shared(shared).launch(&p)
 }

@@ -2,7 +2,7 @@ use super::Scratch;
 use crate::device::{Launcher, abi, kernels};
 use crate::error::Result;
 use crate::ops::product::{self, Operand, Out};
-use crate::ops::{Slot, size};
+use crate::ops::{Slot, on_device, size};
 use crate::tensor::{Index, Tensor};
 
 /// A chunk of rows and where its live rows are counted (null: all are live).
@@ -81,7 +81,7 @@ fn rows(l: &Launcher, c: &Chunk, w: Slot, targets: &Index, s: &mut Scratch, grad
     let p = abi::CrossEntropyRows {
         loss: s.losses.ptr_mut::<f32>().wrapping_add(c.start),
         logits: s.logits.ptr_mut(),
-        targets: targets.ptr().wrapping_add(c.start),
+        targets: on_device("targets", targets)?.wrapping_add(c.start),
         live: c.live,
         step: l.step(),
         rows: size("rows of a chunk", c.rows)?,

@@ -1,7 +1,7 @@
 //! The head and its loss in one: logits = h W^T, loss = sum over rows of -log softmax(logits)[target].
 //!
-//! Logits exist for a chunk of rows at a time, in the accumulator type; the gradient is taken in the same pass (kernels write
-//! it in the place of the logits):
+//! Logits exist for a chunk of rows at a time, in the accumulator type; the gradient is taken in the same pass (by kernels
+//! in the place of the logits):
 //! dlogits = (softmax - onehot) * scale; dh = dlogits W; and for a trained head dW += dlogits^T h.
 
 mod cpu;

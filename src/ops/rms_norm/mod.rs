@@ -10,7 +10,7 @@ use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
 use crate::ops::{Slot, rms};
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Tensor};
 
 /// Normalises groups of `w.len()` elements of `x`: a row, or a head of it. `x` (rows, cols) -> `y` (rows, cols).
 ///
@@ -47,17 +47,23 @@ pub fn bwd(
         None => (x.like()?, false),
     };
     dx.expect("rms_norm dx", x.rows(), x.cols(), x.dtype())?;
+    let grads = grads.filter(|_| w.grad);
+    // Kernels hand rstd from one launch to the next.
+    let mut rstd = match grads.is_some() && x.device().runs_kernels() {
+        true => Some(x.rows_like(x.cols() / w.len(), DType::F32)?),
+        false => None,
+    };
     match x.device().exec() {
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
             rms::bwd::<T>(pool, dx.slice_mut(), accumulate, x.slice(), w.slice(), dy.slice(), eps);
-            if let (true, Some(g)) = (w.grad, grads) {
+            if let Some(g) = grads {
                 rms::bwd_weight::<T>(pool, w.grad_of(g), x.slice(), dy.slice(), eps);
             }
         }),
         Exec::Kernels(l) => {
-            launch::bwd(l, &mut dx, accumulate, x, w, dy, eps)?;
-            if let (true, Some(g)) = (w.grad, grads) {
-                launch::bwd_weight(l, g, x, w, dy, eps)?;
+            launch::bwd(l, &mut dx, rstd.as_mut(), accumulate, x, w, dy, eps)?;
+            if let (Some(g), Some(rstd)) = (grads, &rstd) {
+                launch::bwd_weight(l, g, rstd, x, w, dy)?;
             }
         }
         Exec::Plan(p) => p.flops(8.0 * x.len() as f64),

@@ -1,7 +1,7 @@
 use super::{Norm, Table, Turn};
 use crate::device::{Launcher, abi, kernels};
 use crate::error::Result;
-use crate::ops::{bf16_only, no_kernel, size};
+use crate::ops::{bf16_only, no_kernel, on_device, size};
 use crate::tensor::{Index, Tensor};
 
 /// bf16 in 16 bytes: what a lane reads at once where heads allow it.
@@ -47,7 +47,7 @@ fn turn(
         x: x.ptr(),
         w: norm.map_or(std::ptr::null(), |n| n.w.ptr()),
         table: at.table,
-        positions: positions.ptr(),
+        positions: on_device("rope positions", positions)?,
         live: x.live(),
         rows: size("rope rows", x.rows())?,
         heads: at.heads,
@@ -76,11 +76,13 @@ pub(super) fn fwd(
     turn(l, (y.ptr_mut(), x), norm, positions, table, Turn::Forward)
 }
 
-/// Enqueues `rope_bwd`; `dy` is turned back in place where the norm is trained. Shapes were checked by [`super::bwd`].
+/// Enqueues `rope_bwd`; `dy` is turned back in place if `rstd` is wanted. Shapes were checked by [`super::bwd`].
+#[allow(clippy::too_many_arguments)] // the kernel's
 pub(super) fn bwd(
     l: &Launcher,
     dx: &mut Tensor,
     dy: &mut Tensor,
+    rstd: Option<&mut Tensor>,
     x: &Tensor,
     norm: Norm,
     positions: &Index,
@@ -90,33 +92,40 @@ pub(super) fn bwd(
     let p = abi::RopeBwd {
         dx: dx.ptr_mut(),
         dy: dy.ptr_mut(),
+        rstd: rstd.map_or(std::ptr::null_mut(), |r| r.ptr_mut()),
         x: x.ptr(),
         w: norm.w.ptr(),
         table: at.table,
-        positions: positions.ptr(),
+        positions: on_device("rope positions", positions)?,
         live: x.live(),
         rows: size("rope rows", x.rows())?,
         heads: at.heads,
         half: at.half,
         shift: at.shift,
-        turned: i32::from(norm.w.grad),
         eps: norm.eps as f32,
     };
     l.kernel(kernels::ROPE_BWD).grid(at.grid).block(abi::ROPE_BLOCK).launch(&p)
 }
 
 /// Enqueues `rms_norm_weight` (kernels/rms_norm.h) on the gradient `g` of the norm's result.
-pub(super) fn bwd_weight(l: &Launcher, grads: &mut Tensor, x: &Tensor, norm: Norm, g: &Tensor) -> Result<()> {
+pub(super) fn bwd_weight(
+    l: &Launcher,
+    grads: &mut Tensor,
+    rstd: &Tensor,
+    x: &Tensor,
+    norm: Norm,
+    g: &Tensor,
+) -> Result<()> {
     let p = abi::RmsNormWeight {
         dw: norm.w.grad_ptr(grads),
+        rstd: rstd.ptr(),
         x: x.ptr(),
         dy: g.ptr(),
         live: x.live(),
         rows: size("rope rows", x.rows())?,
         per_row: size("rope heads", x.cols() / norm.w.len())?,
         n: size("rope head_dim", norm.w.len())?,
-        eps: norm.eps as f32,
     };
-    let block = abi::RMS_NORM_BLOCK;
-    l.kernel(kernels::RMS_NORM_WEIGHT).grid(norm.w.len().div_ceil(block as usize)).block(block).launch(&p)
+    let (blocks, shared) = (norm.w.len().div_ceil(abi::RMS_NORM_COLUMNS as usize), abi::RMS_NORM_SUMS as usize);
+    l.kernel(kernels::RMS_NORM_WEIGHT).grid(blocks).block(abi::RMS_NORM_BLOCK).shared(shared).launch(&p)
 }

@@ -9,7 +9,7 @@ use crate::by_dtype;
 use crate::device::{Device, Exec};
 use crate::error::{Error, Result};
 use crate::ops::{Slot, rms};
-use crate::tensor::{Index, Tensor};
+use crate::tensor::{DType, Index, Tensor};
 
 /// cos and sin of every (position, frequency): (positions, head_dim / 2) each, scaled by the rope's attention factor.
 pub struct Table {
@@ -129,6 +129,11 @@ pub fn bwd(
         return Ok(dy);
     };
     let mut dx = x.like()?;
+    // Kernels hand rstd from one launch to the next.
+    let mut rstd = match n.w.grad && x.device().runs_kernels() {
+        true => Some(x.rows_like(x.cols() / n.w.len(), DType::F32)?),
+        false => None,
+    };
     match x.device().exec() {
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
             cpu::apply::<T>(pool, dy.slice_mut(), x.cols(), positions.numbers(), table, Turn::Back);
@@ -138,9 +143,9 @@ pub fn bwd(
             }
         }),
         Exec::Kernels(l) => {
-            launch::bwd(l, &mut dx, &mut dy, x, n, positions, table)?;
-            if n.w.grad {
-                launch::bwd_weight(l, grads, x, n, &dy)?;
+            launch::bwd(l, &mut dx, &mut dy, rstd.as_mut(), x, n, positions, table)?;
+            if let Some(rstd) = &rstd {
+                launch::bwd_weight(l, grads, rstd, x, n, &dy)?;
             }
         }
         Exec::Plan(p) => p.flops(11.0 * x.len() as f64),
