@@ -276,6 +276,7 @@ fn compile_stub(kernels: &[Kernel], out: &Path) {
 /// bindgen's view of kernels/*.h, held to the committed src/device/abi.rs (or written there on request).
 #[cfg(feature = "bindings")]
 fn bindings(out: &Path) {
+    println!("cargo:rerun-if-changed=src/device/abi.rs");
     let mut headers: Vec<PathBuf> = fs::read_dir("kernels").unwrap().map(|e| e.unwrap().path()).collect();
     headers.retain(|p| p.extension().is_some_and(|e| e == "h"));
     headers.sort();
