@@ -10,7 +10,7 @@ LIBCLANG_PATH ?= $(CURDIR)/$(TOOLCHAIN)/clang/native
 export LIBCLANG_PATH
 KERNEL_FEATURES := --features host-kernels,bindings
 
-.PHONY: tools setup demo test test-asan bindings bench
+.PHONY: tools setup demo test test-asan bindings kernels-report gpu-bundle bench
 
 # Checks for what a build needs, and says how to get it. Cargo fetches the rest.
 tools:
@@ -42,6 +42,14 @@ test-asan: setup
 # Writes src/device/abi.rs anew from kernels/*.h.
 bindings: setup
 	QLORA_WRITE_BINDINGS=1 $(CARGO) check $(KERNEL_FEATURES)
+
+# Registers, spills and occupancy of every kernel on every architecture.
+kernels-report: setup
+	$(CARGO) test $(KERNEL_FEATURES) --test kernels usage -- --nocapture
+
+# One folder that a machine with a GPU and nothing but its driver can run: bash run.sh there.
+gpu-bundle: setup
+	bash benches/gpu/bundle.sh
 
 # Timings of the operations and of a whole training step.
 bench: tools

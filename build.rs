@@ -140,7 +140,7 @@ fn compile_fatbins(toolkit: &Toolkit, sources: &[PathBuf], out: &Path) -> Vec<(S
 
 fn compile_fatbin(toolkit: &Toolkit, source: &Path, cache: &Path, out: &Path) -> Result<PathBuf, String> {
     let mut command = Command::new(&toolkit.nvcc);
-    command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings"]);
+    command.args(["-fatbin", "-std=c++17", "-O3", "-Ikernels", "-Werror", "all-warnings", "-Xptxas", "-v"]);
     let hopper = stem(source).ends_with(HOPPER_ONLY);
     for arch in ARCHITECTURES.iter().filter(|a| !hopper || a.contains("90a")) {
         command.args(["-gencode", arch]);
@@ -164,8 +164,33 @@ fn compile_fatbin(toolkit: &Toolkit, source: &Path, cache: &Path, out: &Path) ->
         let text = String::from_utf8_lossy(&done.stderr).into_owned() + &String::from_utf8_lossy(&done.stdout);
         return Err(format!("nvcc could not compile {}:\n{text}", source.display()));
     }
+    fs::write(to.with_extension("ptxas"), done.stderr).map_err(|e| format!("{}: {e}", to.display()))?;
     fs::rename(&mine, &to).map_err(|e| format!("{}: {e}", to.display()))?;
     Ok(to)
+}
+
+/// What the assembler said of each kernel on each architecture, as Rust: `Usage { .. },` a line.
+fn usages(fatbins: &[(String, PathBuf)]) -> String {
+    let mut s = String::new();
+    for (file, path) in fatbins {
+        let text = fs::read_to_string(path.with_extension("ptxas")).unwrap();
+        let (mut name, mut arch, mut spills) = ("", "", (0u32, 0u32, 0u32));
+        for line in text.lines() {
+            let numbers: Vec<u32> = line.split_whitespace().filter_map(|w| w.parse().ok()).collect();
+            if line.contains("Compiling entry function") {
+                let quoted: Vec<&str> = line.split('\'').collect();
+                (name, arch) = (quoted[1], quoted[3]);
+            } else if line.contains("bytes stack frame") {
+                spills = (numbers[0], numbers[1], numbers[2]);
+            } else if line.contains("Used") && line.contains("registers") && !name.is_empty() {
+                let (registers, (stack, stores, loads)) = (numbers[0], spills);
+                let spilled = stores + loads;
+                writeln!(s, "Usage {{ kernel: {name:?}, file: {file:?}, arch: {arch:?}, registers: {registers}, stack: {stack}, spilled: {spilled} }},").unwrap();
+                name = "";
+            }
+        }
+    }
+    s
 }
 
 /// Appends a file and what it includes from kernels/, each once.
@@ -322,6 +347,9 @@ fn table(kernels: &[Kernel], on_host: &[Kernel], fatbins: &[(String, PathBuf)], 
     kernels.iter().for_each(|k| writeln!(s, "({:?}, {:?}),", k.name, k.file).unwrap());
     writeln!(s, "];\n/// Machine code by file.\npub(crate) static FATBINS: &[(&str, &[u8])] = &[").unwrap();
     fatbins.iter().for_each(|(stem, path)| writeln!(s, "({stem:?}, include_bytes!({path:?})),").unwrap());
+    writeln!(s, "];\n/// What the compiler made of each kernel on each architecture.\npub static USAGE: &[Usage] = &[")
+        .unwrap();
+    s += &usages(fatbins);
     let version = toolkit.map(|t| t.version);
     writeln!(
         s,

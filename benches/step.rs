@@ -16,8 +16,8 @@ use qlora_engine::device::Device;
 use qlora_engine::format::{Dtype, TensorSpec, safetensors};
 use qlora_engine::model;
 use qlora_engine::ops::philox::{Stream, normal};
-use qlora_engine::train::Engine;
 use qlora_engine::train::plan::{self, Envelope};
+use qlora_engine::train::{Engine, Target};
 use shapes::{LAYERS, TOKENS};
 
 const BLOCKS: usize = 8;
@@ -99,30 +99,31 @@ fn steps(c: &mut Criterion) {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let target = Target::Cpu { threads };
     let mut group = c.benchmark_group("step 29M");
     group.throughput(Throughput::Elements(TOKENS as u64));
     group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(5));
     for (name, extra) in [("f32", ""), ("bf16", "bf16: true"), ("nf4", "bf16: true\nquantization_bit: 4")] {
         let config = config(dir.path(), extra);
         let envelope = Envelope { lengths: vec![TOKENS / ROWS; ROWS], loss_rows: TOKENS };
-        let plan = plan::plan(dir.path(), &config, &envelope, &Envelope::default(), threads).unwrap();
+        let plan = plan::plan(dir.path(), &config, &envelope, &Envelope::default(), &target).unwrap();
         let device = Device::cpu(threads);
-        let options = plan::options(&config, TOKENS, threads);
+        let options = plan::options(&config, TOKENS, &target);
         let model = model::load(dir.path(), &options, &device, &|_, _| {}).unwrap();
         let mut engine = Engine::new(model, &plan, &config).unwrap();
         let window = [batch()];
         // Checked before it is timed: the loss of a random model is close to that of guessing, and falls.
-        let first = engine.step(&window, 1, 0, 1e-3).unwrap().loss;
+        let first = engine.step(&window, 1, 0, 1e-3).unwrap().unwrap().loss;
         let guess = (LAYERS[0].6 as f64).ln();
         assert!((first - guess).abs() < 1.0, "{name}: loss {first}, guessing gives {guess}");
         let mut step = 1;
         group.bench_function(name, |b| {
             b.iter(|| {
                 step += 1;
-                engine.step(&window, step, step, 1e-3).unwrap()
+                engine.step(&window, step, step, 1e-3).unwrap().unwrap()
             })
         });
-        assert!(engine.step(&window, step + 1, step, 1e-3).unwrap().loss < first, "{name}: the loss did not fall");
+        assert!(engine.step(&window, step + 1, step, 1e-3).unwrap().unwrap().loss < first, "{name}: the loss did not fall");
     }
     group.finish();
 }

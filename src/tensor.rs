@@ -185,12 +185,12 @@ pub struct Live(pub(crate) u64);
 
 impl Live {
     /// The tokens of the step.
-    pub(crate) fn tokens(device: &Device) -> Option<Live> {
+    pub fn tokens(device: &Device) -> Option<Live> {
         device.step_addr().map(|at| Live(at + offset_of!(abi::Step, tokens) as u64))
     }
 
     /// The rows of the step that reach the head.
-    pub(crate) fn loss_rows(device: &Device) -> Option<Live> {
+    pub fn loss_rows(device: &Device) -> Option<Live> {
         device.step_addr().map(|at| Live(at + offset_of!(abi::Step, loss_rows) as u64))
     }
 }
@@ -230,7 +230,7 @@ impl Tensor {
     }
 
     /// Says that only as many rows hold something as stand at `live` when a kernel runs.
-    pub(crate) fn set_live(&mut self, live: Option<Live>) {
+    pub fn set_live(&mut self, live: Option<Live>) {
         self.live = live;
     }
 
@@ -256,6 +256,19 @@ impl Tensor {
     pub fn copy(&self) -> Result<Self> {
         let mut t = self.like()?;
         t.buffer.copy_from(&self.buffer);
+        Ok(t)
+    }
+
+    /// The same on another device; itself where it is there already.
+    ///
+    /// # Errors
+    /// As [`Tensor::unwritten`].
+    pub fn moved_to(self, device: &Device) -> Result<Self> {
+        if self.device.same(device) {
+            return Ok(self);
+        }
+        let mut t = Self::unwritten(self.rows, self.cols, self.dtype, device)?;
+        t.buffer.write(0, self.buffer.bytes());
         Ok(t)
     }
 
@@ -399,6 +412,16 @@ impl<'a> Index<'a> {
         buffer.fill(0);
         buffer.write(0, bytes_of(&host));
         Ok(Index { host, device: Some(buffer), rows, live })
+    }
+
+    /// These numbers on the host, and on kernels `table` in their place: something an op derives from them once a batch.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub(crate) fn with_table(numbers: Cow<'a, [u32]>, table: &[u32], device: &Device) -> Result<Self> {
+        let mut buffer = device.alloc(table.len().saturating_mul(4))?;
+        buffer.write(0, bytes_of(table));
+        Ok(Index { host: numbers, device: Some(buffer), rows: table.len(), live: None })
     }
 
     /// The numbers, those past the live rows not among them.

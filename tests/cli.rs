@@ -199,6 +199,21 @@ fn a_run_leaves_llama_factorys_files() {
     }
 }
 
+/// `tokenized_path` without `do_train`: the data are the result, and the last line says where they are. A run that
+/// names the folder then trains on them without the rows.
+#[test]
+fn preprocessing_says_where_the_data_went() {
+    let place = Place::new();
+    for _ in ["written", "there already"] {
+        let ran = place.train(&["do_train=false", "tokenized_path=tokens"]);
+        assert_eq!(ran.stdout.lines().last(), Some("done: the tokenised data are in tokens"), "{}", ran.stdout);
+        assert!(place.path("tokens").is_dir() && !place.path("out").exists());
+    }
+    place.write("data/rows.json", "[]");
+    let ran = place.train(&["tokenized_path=tokens"]);
+    assert!(ran.stdout.lines().last().unwrap().starts_with("done: 5 steps"), "{}", ran.stdout);
+}
+
 /// Read with the format's own crate, which this program does not write with.
 #[test]
 fn the_adapter_is_sound_safetensors() {

@@ -168,6 +168,7 @@ inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((uint64_t{a} * b) >> 32); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __float_as_uint(float x) {
   unsigned u;
   memcpy(&u, &x, 4);

@@ -37,7 +37,10 @@ pub(super) enum Subcommand {
     #[command(override_usage = "qlora-engine inspect FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine inspect file.yaml template=qwen3"))]
     Inspect(Raw),
     /// Show samples, steps, tokens and bytes by purpose, before anything is loaded
-    #[command(override_usage = "qlora-engine plan FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine plan file.yaml cutoff_len=4096 max_memory=8GB"))]
+    ///
+    /// With `--device rtx3080` (or rtx4090, h100) for a GPU that need not be here: what would be kept for the backward
+    /// pass, the largest batch that fits, and the least time a step can take on it.
+    #[command(override_usage = "qlora-engine plan FILE [--device NAME] [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExamples:\n  qlora-engine plan file.yaml cutoff_len=4096 max_memory=8GB\n  qlora-engine plan file.yaml --device rtx3080"))]
     Plan(Raw),
     /// Show what this machine offers: instruction set, cores, memory, GPU
     ///

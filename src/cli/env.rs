@@ -1,6 +1,6 @@
 //! `env`: what this machine offers, for bug reports and for the question "will it run here".
 
-use crate::device::{self, Card, kernels};
+use crate::device::{self, Gpu, kernels};
 
 /// The report, a line each: `name  value`.
 pub(super) fn report() -> String {
@@ -114,7 +114,7 @@ fn gpus() -> Vec<String> {
     }
 }
 
-fn gpu(card: &Card) -> String {
+fn gpu(card: &Gpu) -> String {
     let ((major, minor), gib) = (card.capability, gib(card.memory));
     let speed = card.bandwidth().map_or(String::new(), |b| format!(" at {:.0} GB/s", b / 1e9));
     let why_not = card.check().err().map_or(String::new(), |e| format!("; {e}"));

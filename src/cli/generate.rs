@@ -3,11 +3,10 @@
 use super::say;
 use crate::config::Config;
 use crate::data::{Message, Role};
-use crate::device::Device;
 use crate::error::Result;
 use crate::infer;
 use crate::model;
-use crate::train::{Control, Event, Inputs, plan, threads};
+use crate::train::{Control, Event, Inputs, plan, target};
 
 /// Tokens of an answer at most.
 const MAX_NEW_TOKENS: usize = 128;
@@ -22,9 +21,9 @@ pub fn run(config: &Config, prompt: &str) -> Result<()> {
     let thinking = config.data.enable_thinking;
     let ids = template.chat_prompt(&tokenizer, &messages, &template.default_system, "", thinking)?;
     let positions = config.data.cutoff_len.max(ids.len()) + MAX_NEW_TOKENS;
-    let n = threads(config);
+    let (device, target) = target::pick(config)?;
     // Without an adapter in the config a new one is made, whose B is zero: it changes nothing.
-    let model = model::load(&folder, &plan::options(config, positions, n), &Device::cpu(n), &|_, _| {})?;
+    let model = model::load(&folder, &plan::options(config, positions, &target), &device, &|_, _| {})?;
     let answer = infer::greedy(&model, &ids, &template.stop_ids(&tokenizer), MAX_NEW_TOKENS)?;
     say(&format!("{}\n", tokenizer.decode(&answer, true)?.trim_end()));
     Ok(())

@@ -44,7 +44,10 @@ fn run(args: Args) -> Result<()> {
     match args.command {
         Subcommand::Train(raw) => with_config("train", &raw, Command::Train, train::run),
         Subcommand::Inspect(raw) => with_config("inspect", &raw, Command::Inspect, inspect::run),
-        Subcommand::Plan(raw) => with_config("plan", &raw, Command::Plan, plan::run),
+        Subcommand::Plan(mut raw) => {
+            let card = plan::take_device(&mut raw.args)?;
+            with_config("plan", &raw, Command::Plan, |config| plan::run(config, card))
+        }
         Subcommand::Env => {
             say(&env::report());
             Ok(())
@@ -71,7 +74,7 @@ fn run(args: Args) -> Result<()> {
 }
 
 /// Loads the config from a command's arguments, says what of it has no effect, and hands it over.
-fn with_config(name: &str, raw: &Raw, command: Command, run: fn(Config) -> Result<()>) -> Result<()> {
+fn with_config(name: &str, raw: &Raw, command: Command, run: impl FnOnce(Config) -> Result<()>) -> Result<()> {
     if raw.asks_for_help() {
         say(&help_of(name));
         return Ok(());

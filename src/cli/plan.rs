@@ -2,30 +2,57 @@
 
 use super::say;
 use crate::config::{Config, Strategy};
+use crate::device::Card;
 use crate::device::gemm::Isa;
-use crate::error::Result;
-use crate::train::plan::{Plan, available_memory, human};
+use crate::error::{Error, Result};
+use crate::train::plan::{self, Plan, available_memory, human};
 use crate::train::schedule::Steps;
-use crate::train::{self, Control, Event, Inputs, TrainData};
+use crate::train::{self, Control, Event, Inputs, Target, TrainData, target};
 
-/// Runs the command on a config that passed `validate_for`.
+/// Takes `--device NAME` out of the arguments, which are otherwise settings.
 ///
 /// # Errors
-/// Whatever is wrong with model, data or settings; [`crate::Error::Memory`] if the run would not fit.
-pub fn run(config: Config) -> Result<()> {
-    let (inputs, plan) = train::prepare(&config, &mut |_: &Event<'_>| Control::Continue)?;
+/// [`Error::Config`] for a name that is not known.
+pub fn take_device(args: &mut Vec<String>) -> Result<Option<Card>> {
+    let Some(at) = args.iter().position(|a| a == "--device" || a.starts_with("--device=")) else { return Ok(None) };
+    let name = match args.remove(at).split_once('=') {
+        Some((_, name)) => name.to_string(),
+        None if at < args.len() => args.remove(at),
+        None => String::new(),
+    };
+    let known = Card::names().collect::<Vec<_>>().join(", ");
+    let card = Card::known(&name);
+    card.map(Some).ok_or_else(|| Error::config("--device", format!("names `{name}`; known are {known}")))
+}
+
+/// Runs the command on a config that passed `validate_for`: for the device that would be used here, or for `card`.
+///
+/// # Errors
+/// Whatever is wrong with model, data or settings; [`Error::Memory`] if the run would not fit.
+pub fn run(config: Config, card: Option<Card>) -> Result<()> {
+    let target = match card {
+        Some(card) => Target::Gpu(card),
+        None => target::pick(&config)?.1,
+    };
+    let (inputs, plan) = train::prepare(&config, &target, &mut |_: &Event<'_>| Control::Continue)?;
     let steps = train::steps(&config, &inputs)?;
-    say(&table(&config, &inputs, &plan, &steps));
+    say(&table(&config, &target, &inputs, &plan, &steps));
     Ok(())
 }
 
-fn table(config: &Config, inputs: &Inputs, plan: &Plan, steps: &Steps) -> String {
+fn table(config: &Config, target: &Target, inputs: &Inputs, plan: &Plan, steps: &Steps) -> String {
     let t = &config.train;
     let mut rows: Vec<(String, String)> = Vec::new();
     let mut row = |name: &str, value: String| rows.push((name.to_string(), value));
     let s = &plan.spec;
     row("model", format!("{}, {} layers, hidden {}, vocabulary {}", s.family, s.layers, s.hidden, s.vocab));
-    row("device", format!("CPU, {} threads, {:?}", train::threads(config), Isa::best()));
+    row(
+        "device",
+        match target {
+            Target::Cpu { threads } => format!("CPU, {threads} threads, {:?}", Isa::best()),
+            Target::Gpu(card) => card.name.clone(),
+        },
+    );
     row("trained values", plan.trained.to_string());
     match &inputs.train {
         TrainData::Whole(samples) => {
@@ -50,6 +77,11 @@ fn table(config: &Config, inputs: &Inputs, plan: &Plan, steps: &Steps) -> String
         row("a checkpoint every", format!("{} steps", train::schedule::resolve_interval(t.save_steps, steps.total)));
     }
     row("largest micro-batch", format!("{:.1} GFLOP", plan.flops / 1e9));
+    if let Target::Gpu(card) = target {
+        for (name, value) in on_card(config, card, inputs, plan) {
+            row(name, value);
+        }
+    }
     let b = plan.bytes;
     let bytes = [
         ("frozen weights, 16/32 bit", b.dense),
@@ -65,9 +97,33 @@ fn table(config: &Config, inputs: &Inputs, plan: &Plan, steps: &Steps) -> String
     for (name, n) in bytes.into_iter().filter(|(_, n)| *n > 0) {
         rows.push((name.to_string(), format!("{n:>14} bytes  {:>10}", human(n))));
     }
-    if let Some(free) = available_memory() {
-        rows.push(("free now".into(), format!("{free:>14} bytes  {:>10}", human(free))));
+    let (name, free) = match target {
+        Target::Cpu { .. } => ("free now", available_memory()),
+        Target::Gpu(card) => ("of the card's", Some(card.memory)),
+    };
+    if let Some(free) = free {
+        rows.push((name.into(), format!("{free:>14} bytes  {:>10}", human(free))));
     }
     let width = rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
     rows.iter().map(|(name, value)| format!("{name:width$}  {value}\n")).collect()
+}
+
+/// What only a GPU's plan says.
+fn on_card(config: &Config, card: &Card, inputs: &Inputs, plan: &Plan) -> Vec<(&'static str, String)> {
+    let (train, eval) = train::envelopes(config, inputs);
+    let target = Target::Gpu(card.clone());
+    let mut rows = vec![("kept for backward", plan.policies.to_string())];
+    let largest = plan::largest_batch(&inputs.folder, config, &train, &eval, &target);
+    rows.push((
+        "largest batch that fits",
+        match largest {
+            Some((rows, tokens)) => format!("{rows} rows of the longest, {tokens} tokens"),
+            None => "none".into(),
+        },
+    ));
+    // Every weight is read in the forward and in the backward pass; activations are written and read about twice.
+    let moved = 2.0 * (plan.bytes.dense + plan.bytes.nf4) as f64 + 4.0 * plan.bytes.step as f64;
+    let seconds = card.roofline(plan.flops, moved) * config.train.gradient_accumulation_steps as f64;
+    rows.push(("least time a step", format!("{:.1} ms, by the card's peak figures", seconds * 1e3)));
+    rows
 }

@@ -26,6 +26,10 @@ pub fn run(config: Config) -> Result<()> {
     if outcome.step > 0 {
         say(&format!("done: {} steps; the result is in {}\n", outcome.step, config.train.output_dir.display()));
     }
+    let preprocessed = !config.train.do_train && !config.train.do_eval;
+    if preprocessed && let Some(folder) = &config.data.tokenized_path {
+        say(&format!("done: the tokenised data are in {}\n", folder.display()));
+    }
     Ok(())
 }
 

@@ -237,6 +237,11 @@ unsafe impl Pod for f32 {}
 unsafe impl Pod for f64 {}
 // SAFETY: as above.
 unsafe impl Pod for half::bf16 {}
+// SAFETY: as above.
+unsafe impl Pod for u64 {}
+// SAFETY: one number of 8 bytes, then eight of 4: no padding (checked below).
+unsafe impl Pod for super::abi::AdamWStep {}
+const _: () = assert!(size_of::<super::abi::AdamWStep>() == 8 + 8 * 4);
 // SAFETY: numbers of 4 bytes, then one of 8 at a multiple of 8, then two of 4: no padding (checked below).
 unsafe impl Pod for super::abi::Step {}
 const _: () = assert!(size_of::<super::abi::Step>() == 4 * 4 + 8 + 2 * 4);

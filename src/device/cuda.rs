@@ -107,7 +107,7 @@ pub fn built_without_kernels() -> Option<String> {
 
 /// A GPU, as its driver describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Card {
+pub struct Gpu {
     pub name: String,
     /// Compute capability.
     pub capability: (u32, u32),
@@ -126,11 +126,23 @@ pub struct Card {
     pub memory_bus: u32,
 }
 
-impl Card {
+impl Gpu {
     /// Bytes a second between memory and processors; None if the driver does not tell. Memory transfers twice a clock.
     pub fn bandwidth(&self) -> Option<f64> {
         let bandwidth = 2.0 * f64::from(self.memory_clock) * 1e3 * f64::from(self.memory_bus) / 8.0;
         (bandwidth > 0.0).then_some(bandwidth)
+    }
+
+    /// Peak of dense bf16 products summed in f32, in FLOP/s: multiply-adds a clock and processor by compute capability
+    /// (NVIDIA's architecture white papers; GeForce halves the rate when the sums are f32).
+    pub fn flops(&self) -> f64 {
+        let each = match self.capability {
+            (8, 0) => 2048.0,
+            (9, 0) => 4096.0,
+            (10, _) => 8192.0,
+            _ => 512.0,
+        };
+        each * f64::from(self.multiprocessors) * f64::from(self.clock) * 1e3
     }
 
     /// # Errors
@@ -152,7 +164,7 @@ impl Card {
 ///
 /// # Errors
 /// [`Error::Gpu`] if there is no driver, or if it is too old for this binary's kernels, or refuses.
-pub fn cards() -> Result<Vec<Card>> {
+pub fn cards() -> Result<Vec<Gpu>> {
     initialise()?;
     let mut count = 0;
     call!(cuDeviceGetCount(&mut count)).map_err(Error::Gpu)?;
@@ -182,7 +194,7 @@ fn device(ordinal: c_int) -> Result<sys::CUdevice> {
     Ok(device)
 }
 
-fn card(device: sys::CUdevice) -> Said<Card> {
+fn card(device: sys::CUdevice) -> Said<Gpu> {
     let mut name = [0u8; 256];
     call!(cuDeviceGetName(name.as_mut_ptr().cast::<c_char>(), 255, device))?;
     let name = CStr::from_bytes_until_nul(&name).map_or("?".into(), |n| n.to_string_lossy().into_owned());
@@ -193,7 +205,7 @@ fn card(device: sys::CUdevice) -> Said<Card> {
         call!(cuDeviceGetAttribute(&mut value, which, device))?;
         Ok::<u32, String>(u32::try_from(value).unwrap_or(0))
     };
-    Ok(Card {
+    Ok(Gpu {
         name,
         capability: (
             attribute(Attr::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
@@ -215,7 +227,7 @@ pub(super) struct Cuda {
     /// The device's primary context; null before it is retained.
     context: sys::CUcontext,
     stream: sys::CUstream,
-    card: Card,
+    card: Gpu,
     folder: Option<PathBuf>,
     loaded: Mutex<Loaded>,
     staging: Mutex<Staging>,
@@ -334,7 +346,7 @@ impl Cuda {
         call!(cuCtxSetCurrent(self.context))
     }
 
-    pub(super) fn card(&self) -> &Card {
+    pub(super) fn gpu(&self) -> &Gpu {
         &self.card
     }
 

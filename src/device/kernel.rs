@@ -35,9 +35,25 @@ impl<P> Kernel<P> {
     }
 }
 
+/// What the compiler made of a kernel on one architecture.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub kernel: &'static str,
+    /// The file of kernels/ that holds it.
+    pub file: &'static str,
+    /// As nvcc names it: `sm_86`.
+    pub arch: &'static str,
+    /// Registers a thread.
+    pub registers: u32,
+    /// Bytes of local memory a thread.
+    pub stack: u32,
+    /// Bytes of it that hold spilled registers, written and read.
+    pub spilled: u32,
+}
+
 /// Every kernel, typed by its parameters; and the machine code, where there was a compiler. Written by build.rs.
 pub mod kernels {
-    use super::{Kernel, Params, abi};
+    use super::{Kernel, Params, Usage, abi};
     include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 }
 

@@ -4,6 +4,7 @@
 
 pub mod abi;
 mod buffer;
+mod card;
 mod cuda;
 pub mod gemm;
 #[cfg(feature = "host-kernels")]
@@ -18,11 +19,12 @@ pub mod simd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
-pub use cuda::{Card, built_without_kernels, cards, driver_version, needed_driver};
+pub use card::Card;
+pub use cuda::{Gpu, built_without_kernels, cards, driver_version, needed_driver};
 #[cfg(feature = "host-kernels")]
 #[doc(hidden)]
 pub use host::Probing;
-pub use kernel::{Kernel, Launcher, kernels};
+pub use kernel::{Kernel, Launcher, Params, kernels};
 pub use layout::{Layout, Recorder};
 pub use queue::{Graph, Later};
 
@@ -172,9 +174,9 @@ impl Device {
     }
 
     /// The GPU behind this device, if there is one.
-    pub fn card(&self) -> Option<&Card> {
+    pub fn gpu(&self) -> Option<&Gpu> {
         match self.queue()?.to {
-            To::Cuda(ref cuda) => Some(cuda.card()),
+            To::Cuda(ref cuda) => Some(cuda.gpu()),
             #[cfg(feature = "host-kernels")]
             To::Host(_) => None,
         }
@@ -223,7 +225,7 @@ impl Device {
     }
 
     /// Tells kernels the counts and the random seed of the step that follows. Nothing else reads them.
-    pub(crate) fn set_step(&self, step: abi::Step) {
+    pub fn set_step(&self, step: abi::Step) {
         if let Kind::Kernels(launcher) = &self.0.kind {
             launcher.set_step(step);
         }

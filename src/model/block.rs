@@ -7,34 +7,15 @@
 //! silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same code.
 
 use super::params::Params;
+use super::policy::Policy;
 use super::spec::Spec;
 use super::weights::{Dropout, Layer, Vector, Weight};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
 use crate::ops::linear::{self, Dx};
-use crate::ops::rope::{self, Table, Turn};
+use crate::ops::rope::{self, Norm, Table};
 use crate::ops::{rms_norm, swiglu};
 use crate::tensor::{Index, Tensor};
-
-/// Which groups of activations are kept from the forward pass for the backward pass.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Policy {
-    /// q, k, v.
-    pub qkv: bool,
-    /// Attention's output with its log-sum-exp.
-    pub attention: bool,
-    /// The residual between attention and MLP.
-    pub mid: bool,
-    /// gate and up.
-    pub gate_up: bool,
-}
-
-impl Policy {
-    /// No recomputation: `disable_gradient_checkpointing: true`.
-    pub const KEEP: Policy = Policy { qkv: true, attention: true, mid: true, gate_up: true };
-    /// Only each block's input is kept: gradient checkpointing.
-    pub const RECOMPUTE: Policy = Policy { qkv: false, attention: false, mid: false, gate_up: false };
-}
 
 /// A block's weights.
 pub(super) struct Block {
@@ -222,17 +203,15 @@ impl Block {
         let Attended { o, saved } = attended;
         let d_o = wanted(linear::bwd(saved_o, &o, &self.o.linear(c.params, c.dropout), &dmid, Dx::New, grads)?);
         let Qkv { q, k, v, saved: [saved_q, saved_k, saved_v] } = qkv;
-        let [mut dq, mut dk, dv] = {
-            let (rq, rk) = (self.turned(&q, &self.q_norm, c)?, self.turned(&k, &self.k_norm, c)?);
+        let [dq, dk, dv] = {
+            let (rq, rk) = self.turned(&q, &k, c)?;
             attention::bwd(saved, &rq, &rk, &v, &o, &d_o, self.attention(c))?
         };
         drop((o, v, d_o));
-        for (d, x, norm) in [(&mut dq, q, &self.q_norm), (&mut dk, k, &self.k_norm)] {
-            rope::apply(d, c.positions, c.rope, Turn::Back)?;
-            if let Some(norm) = norm {
-                *d = rms_norm::bwd(&x, norm.slot(c.params), c.spec.eps, d, None, Some(&mut *grads))?;
-            }
-        }
+        let dq = rope::bwd(&q, norm(&self.q_norm, c), c.positions, c.rope, dq, grads)?;
+        drop(q);
+        let dk = rope::bwd(&k, norm(&self.k_norm, c), c.positions, c.rope, dk, grads)?;
+        drop(k);
         let w = self.norm1.slot(c.params);
         let h = rms_norm::fwd(x, w, c.spec.eps)?;
         let through = below || w.grad;
@@ -260,18 +239,15 @@ impl Block {
         Ok(Qkv { q, k, v, saved: [saved_q, saved_k, saved_v] })
     }
 
-    /// q or k as attention sees it: normalised where the family does, and rotated.
-    fn turned(&self, x: &Tensor, norm: &Option<Vector>, c: Context) -> Result<Tensor> {
-        let mut y = match norm {
-            Some(norm) => rms_norm::fwd(x, norm.slot(c.params), c.spec.eps)?,
-            None => x.copy()?,
-        };
-        rope::apply(&mut y, c.positions, c.rope, Turn::Forward)?;
-        Ok(y)
+    /// q and k as attention sees them: normalised where the family does, and rotated.
+    fn turned(&self, q: &Tensor, k: &Tensor, c: Context) -> Result<(Tensor, Tensor)> {
+        let q = rope::fwd(q, norm(&self.q_norm, c), c.positions, c.rope)?;
+        let k = rope::fwd(k, norm(&self.k_norm, c), c.positions, c.rope)?;
+        Ok((q, k))
     }
 
     fn attend(&self, qkv: &Qkv, c: Context) -> Result<Attended> {
-        let (q, k) = (self.turned(&qkv.q, &self.q_norm, c)?, self.turned(&qkv.k, &self.k_norm, c)?);
+        let (q, k) = self.turned(&qkv.q, &qkv.k, c)?;
         let (o, saved) = attention::fwd(&q, &k, &qkv.v, self.attention(c))?;
         Ok(Attended { o, saved })
     }
@@ -303,6 +279,11 @@ impl Block {
         let a = swiglu::fwd(&s.gate, &s.up)?;
         linear::fwd(&a, &self.down.linear(c.params, c.dropout), Some(mid))
     }
+}
+
+/// The norm of q's or k's heads, where the family has one.
+fn norm<'a>(w: &'a Option<Vector>, c: Context<'a>) -> Option<Norm<'a>> {
+    w.as_ref().map(|w| Norm { w: w.slot(c.params), eps: c.spec.eps })
 }
 
 /// The input gradient that was asked for.

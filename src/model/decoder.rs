@@ -1,8 +1,9 @@
 //! The whole model: embedding, blocks, final norm, head and loss; forward, and forward with backward.
 
-use super::block::{Block, Context, Policy, Saved};
+use super::block::{Block, Context, Saved};
 use super::input::Input;
 use super::params::Params;
+use super::policy::{Policies, Policy};
 use super::spec::Spec;
 use super::weights::{Vector, Weight};
 use crate::data::Batch;
@@ -35,7 +36,7 @@ pub struct Model {
 /// How a training pass runs.
 #[derive(Debug, Clone, Copy)]
 pub struct Pass {
-    pub policy: Policy,
+    pub policy: Policies,
     /// Probability of the adapters' dropout.
     pub dropout: f64,
     /// NEFTune's alpha.
@@ -50,6 +51,16 @@ pub struct Pass {
 /// A step without random numbers or gradient; the counts are filled in from the batch.
 const NO_STEP: abi::Step =
     abi::Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 0.0, noise: 0.0 };
+
+/// A pass without random numbers or gradient.
+const NO_PASS: Pass = Pass {
+    policy: Policies { full: Policy::KEEP, lean: Policy::KEEP, lean_layers: 0 },
+    dropout: 0.0,
+    neftune: None,
+    seed: 0,
+    micro_step: 0,
+    scale: 0.0,
+};
 
 /// Stream of NEFTune's noise; adapters count from 0.
 const NOISE_MODULE: u32 = u32::MAX;
@@ -70,14 +81,14 @@ impl Model {
         }
     }
 
-    fn context<'a>(&'a self, batch: &Batch, input: &'a Input, dropout: Option<Dropout>) -> Context<'a> {
+    fn context<'a>(&'a self, input: &'a Input, dropout: Option<Dropout>) -> Context<'a> {
         Context {
             spec: &self.spec,
             params: &self.params,
             rope: &self.rope,
             positions: &input.positions,
             cu_seqlens: &input.cu_seqlens,
-            windows: !batch.no_window,
+            windows: input.windows,
             dropout,
         }
     }
@@ -108,20 +119,36 @@ impl Model {
     /// # Errors
     /// [`Error::Shape`] if the batch does not fit the model (an id beyond the embedding, a position beyond the table).
     pub fn loss_and_grad(&self, batch: &Batch, pass: Pass, loss: &mut Tensor, grads: &mut Tensor) -> Result<()> {
-        if batch.loss_rows.is_empty() {
+        self.loss_and_grad_of(&self.input(batch, pass)?, pass, loss, grads)
+    }
+
+    /// The first part of [`Model::loss_and_grad`]: the batch, checked and copied to where kernels read it.
+    ///
+    /// # Errors
+    /// As [`Model::loss_and_grad`].
+    pub fn input<'a>(&self, batch: &'a Batch, pass: Pass) -> Result<Input<'a>> {
+        self.check(batch)?;
+        let noise = pass.neftune.filter(|&alpha| alpha > 0.0);
+        let noise = noise.map_or(0.0, |alpha| alpha / (batch.padded_len as f64 * self.spec.hidden as f64).sqrt());
+        let (micro_step, seed, scale) = (pass.micro_step, pass.seed, pass.scale as f32);
+        Input::new(batch, abi::Step { micro_step, seed, scale, ..NO_STEP }, noise, &self.device)
+    }
+
+    /// The second part: the pass itself. On kernels it only enqueues, and what it enqueues depends on the input's shape
+    /// alone.
+    ///
+    /// # Errors
+    /// As [`Model::loss_and_grad`].
+    pub fn loss_and_grad_of(&self, input: &Input, pass: Pass, loss: &mut Tensor, grads: &mut Tensor) -> Result<()> {
+        if input.targets.rows() == 0 {
             return Ok(());
         }
-        let noise = self.noise(batch, pass);
-        let step = abi::Step {
-            micro_step: pass.micro_step,
-            seed: pass.seed,
-            scale: pass.scale as f32,
-            noise: noise.map_or(0.0, |n| n.bound as f32),
-            ..NO_STEP
-        };
-        let input = Input::new(batch, step, &self.device)?;
+        let noise = (input.noise > 0.0).then_some(Noise {
+            bound: input.noise,
+            stream: Stream { seed: pass.seed, step: pass.micro_step, module: NOISE_MODULE },
+        });
         let dropout = Some(Dropout { rate: pass.dropout, seed: pass.seed, step: pass.micro_step });
-        let c = self.context(batch, &input, dropout);
+        let c = self.context(input, dropout);
         let mut x = embedding::fwd(self.table(), &input.ids, noise)?;
 
         // Below the first trained block nothing needs a gradient, so nothing is kept.
@@ -136,13 +163,13 @@ impl Model {
             x = if i < first {
                 block.infer(x, c)?
             } else {
-                let (y, s) = block.fwd(x, c, pass.policy)?;
+                let (y, s) = block.fwd(x, c, pass.policy.of(i))?;
                 saved.push(s);
                 y
             };
         }
 
-        let mut dx = Some(self.head_loss(&x, &input, pass.scale, loss, grads)?);
+        let mut dx = Some(self.head_loss(&x, input, pass.scale, loss, grads)?);
         drop(x);
         for (i, block) in self.blocks.iter().enumerate().skip(first).rev() {
             let Some(s) = saved.pop() else { unreachable!("one was pushed for each of these blocks") };
@@ -177,8 +204,8 @@ impl Model {
     /// # Errors
     /// As [`Model::loss_and_grad`].
     pub fn loss(&self, batch: &Batch, loss: &mut Tensor) -> Result<()> {
-        let input = Input::new(batch, NO_STEP, &self.device)?;
-        let x = embedding::gather(&self.hidden(batch, &input)?, &input.loss_rows)?;
+        let input = self.input(batch, NO_PASS)?;
+        let x = embedding::gather(&self.hidden(&input)?, &input.loss_rows)?;
         let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
         linear_cross_entropy::fwd(&h, self.head(), &input.targets, loss)
     }
@@ -188,19 +215,16 @@ impl Model {
     /// # Errors
     /// As [`Model::loss_and_grad`].
     pub fn logits(&self, batch: &Batch, rows: &[u32]) -> Result<Tensor> {
-        let input = Input::new(batch, NO_STEP, &self.device)?;
+        let input = self.input(batch, NO_PASS)?;
         let rows = Index::new(rows, rows.len(), None, &self.device)?;
-        let x = embedding::gather(&self.hidden(batch, &input)?, &rows)?;
+        let x = embedding::gather(&self.hidden(&input)?, &rows)?;
         let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
         let head = Linear { w: linear::Matrix::Dense(self.head()), bias: None, lora: None };
         Ok(linear::fwd(&h, &head, None)?.0)
     }
 
-    fn hidden(&self, batch: &Batch, input: &Input) -> Result<Tensor> {
-        if batch.ids.is_empty() {
-            return Err(Error::shape("batch", "holds no token"));
-        }
-        let c = self.context(batch, input, None);
+    fn hidden(&self, input: &Input) -> Result<Tensor> {
+        let c = self.context(input, None);
         let mut x = embedding::fwd(self.table(), &input.ids, None)?;
         for block in &self.blocks {
             x = block.infer(x, c)?;
@@ -208,9 +232,25 @@ impl Model {
         Ok(x)
     }
 
-    fn noise(&self, batch: &Batch, pass: Pass) -> Option<Noise> {
-        let alpha = pass.neftune.filter(|&a| a > 0.0)?;
-        let bound = alpha / (batch.padded_len as f64 * self.spec.hidden as f64).sqrt();
-        Some(Noise { bound, stream: Stream { seed: pass.seed, step: pass.micro_step, module: NOISE_MODULE } })
+    /// Everything that a kernel could not refuse: numbers that lead outside a tensor. (A replayed pass runs no op's
+    /// checks.)
+    fn check(&self, batch: &Batch) -> Result<()> {
+        let tokens = batch.ids.len();
+        if tokens == 0 || batch.positions.len() != tokens || batch.targets.len() != batch.loss_rows.len() {
+            let (p, r, t) = (batch.positions.len(), batch.loss_rows.len(), batch.targets.len());
+            return Err(Error::shape("batch", format!("has {tokens} tokens, {p} positions, {r} rows, {t} targets")));
+        }
+        let below = |what: &'static str, numbers: &[u32], end: usize| match numbers.iter().find(|&&n| n as usize >= end)
+        {
+            Some(n) => Err(Error::shape(what, format!("hold {n}, which must be below {end}"))),
+            None => Ok(()),
+        };
+        below("token ids", &batch.ids, self.table().rows)?;
+        below("targets", &batch.targets, self.head().rows)?;
+        below("rows of the head", &batch.loss_rows, tokens)?;
+        if !self.device.is_plan() {
+            below("positions", &batch.positions, self.max_positions())?;
+        }
+        Ok(())
     }
 }

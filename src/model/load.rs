@@ -17,7 +17,7 @@ use crate::format::adapter::Part;
 use crate::format::{AdapterFile, Checkpoint, HfConfig};
 use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
-use crate::quant::nf4::Nf4;
+use crate::quant::{Code2, DeviceNf4, Nf4};
 use crate::tensor::{DType, Float, Real, Tensor};
 
 /// The linear layers of a block: name, and the part of the block it stands in.
@@ -41,6 +41,8 @@ pub struct Options<'a> {
     pub adapters: &'a [std::path::PathBuf],
     /// Values at random instead of the checkpoint's.
     pub from_scratch: bool,
+    /// On a planning device: the shapes are those of config.json, whether the weights are there or not.
+    pub config_only: bool,
     pub seed: u64,
     pub threads: usize,
 }
@@ -70,7 +72,7 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         config.scale_rope(choice, o.max_positions);
     }
     let spec = families::spec(&config, o.max_positions)?;
-    let checkpoint = if o.from_scratch { None } else { Some(Checkpoint::open(folder)?) };
+    let checkpoint = if o.from_scratch || o.config_only { None } else { Some(Checkpoint::open(folder)?) };
     let adapters = o.adapters.iter().map(|path| AdapterFile::open(path)).collect::<Result<Vec<_>>>()?;
     // All but the last adapter are merged; the last is trained on, unless a new one is asked for.
     let merged = if o.method.create_new_adapter { adapters.len() } else { adapters.len().saturating_sub(1) };
@@ -85,6 +87,8 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         o,
         spec: &spec,
         device,
+        code2: if device.runs_kernels() && !device.is_plan() { Some(Code2::new(device)?) } else { None },
+        staging: if device.runs_kernels() && !device.is_plan() { Device::cpu(1) } else { device.clone() },
         checkpoint: checkpoint.as_ref(),
         merged: &adapters[..merged],
         trained: adapters.get(merged).map(|a| (merged, a)),
@@ -117,10 +121,10 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
             let values = first_values(&params.entries[i], i, from, o, checkpoint.as_ref(), &adapters)?;
             params.set(i, &values)?;
         }
-        params.refresh();
+        params.refresh()?;
     }
     let positions = if device.is_plan() { 1 } else { o.max_positions };
-    let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1));
+    let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1)).on(device)?;
     Ok(Model { spec, dtype: o.dtype, device: device.clone(), params, embed, blocks, norm, head, rope })
 }
 
@@ -128,6 +132,10 @@ struct Builder<'a> {
     o: &'a Options<'a>,
     spec: &'a Spec,
     device: &'a Device,
+    /// Where values are made: the device itself, unless only kernels reach its memory.
+    staging: Device,
+    /// On a device that runs kernels: what all its quantised matrices share.
+    code2: Option<Code2>,
     checkpoint: Option<&'a Checkpoint>,
     merged: &'a [AdapterFile],
     /// The adapter that is trained on, and its index.
@@ -279,18 +287,25 @@ impl Builder<'_> {
             let decay = shape.len() == 2;
             return Ok(Weight::Trained(self.entry(name, shape, decay, from)));
         }
+        if let (true, true, Some(double)) = (self.device.is_plan(), linear, self.o.nf4) {
+            if let Some(checkpoint) = self.checkpoint {
+                checkpoint.expect(source, shape)?;
+            }
+            return Ok(Weight::Planned { out: rows, inn: cols, double });
+        }
         let Some(checkpoint) = self.checkpoint else {
             let stream = Stream { seed: self.o.seed, step: 0, module: u32::MAX - self.done as u32 };
             return self.random(rows, cols, shape.len() == 1 && kind == "weight", stream).map(Weight::Frozen);
         };
         let view = checkpoint.expect(source, shape)?;
         if let (true, Some(double)) = (linear, self.o.nf4) {
-            if self.device.is_plan() {
-                return Ok(Weight::Planned { out: rows, inn: cols, double });
-            }
-            return Nf4::from_view(&view, double, self.o.threads).map(Weight::Nf4);
+            let q = Nf4::from_view(&view, double, self.o.threads)?;
+            return match &self.code2 {
+                Some(code2) => DeviceNf4::upload(&q, code2).map(Weight::DeviceNf4),
+                None => Ok(Weight::Nf4(q)),
+            };
         }
-        let mut t = Tensor::unwritten(rows, cols, self.o.dtype, self.device)?;
+        let mut t = Tensor::unwritten(rows, cols, self.o.dtype, &self.staging)?;
         if !self.device.is_plan() {
             match self.o.dtype {
                 DType::Bf16 => view.read_bf16(t.slice_mut())?,
@@ -303,19 +318,19 @@ impl Builder<'_> {
             }
             self.merge(module, kind, &mut t)?;
         }
-        Ok(Weight::Frozen(t))
+        t.moved_to(self.device).map(Weight::Frozen)
     }
 
     /// Ones for a norm, else a normal distribution as transformers initialises.
     fn random(&self, rows: usize, cols: usize, norm: bool, stream: Stream) -> Result<Tensor> {
-        let mut t = Tensor::unwritten(rows, cols, self.o.dtype, self.device)?;
+        let mut t = Tensor::unwritten(rows, cols, self.o.dtype, &self.staging)?;
         if !self.device.is_plan() {
             by_dtype!(t.dtype(), T => for (i, x) in t.slice_mut::<T>().iter_mut().enumerate() {
                 let value = if norm { 1.0 } else { f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE };
                 *x = T::narrow(<T as Float>::Acc::of(value));
             });
         }
-        Ok(t)
+        t.moved_to(self.device)
     }
 
     /// W += scale B A for every adapter that is merged.

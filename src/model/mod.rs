@@ -6,11 +6,13 @@ pub mod families;
 mod input;
 mod load;
 mod params;
+mod policy;
 mod spec;
 mod weights;
 
-pub use block::Policy;
 pub use decoder::{Model, Pass};
+pub use input::{Input, Shape};
 pub use load::{Options, load};
 pub use params::{Entry, Params};
+pub use policy::{Policies, Policy};
 pub use spec::{Rope, Spec};

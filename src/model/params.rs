@@ -3,9 +3,9 @@
 use crate::by_dtype;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::simd::wide;
-use crate::device::{Device, Exec};
-use crate::error::Result;
-use crate::ops::Slot;
+use crate::device::{Device, Exec, abi, kernels};
+use crate::error::{Error, Result};
+use crate::ops::{Slot, bf16_only, size};
 use crate::tensor::{DType, Float, Real, Tensor};
 
 /// One trained matrix or vector inside the flat buffer.
@@ -41,7 +41,7 @@ impl Params {
     /// Zeroed room for the entries, whose offsets must follow each other from 0.
     ///
     /// # Errors
-    /// [`crate::Error::Memory`].
+    /// [`Error::Memory`].
     pub fn new(entries: Vec<Entry>, dtype: DType, device: &Device) -> Result<Self> {
         let total = entries.last().map_or(0, |e| e.range().end);
         let master_dtype = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
@@ -67,7 +67,7 @@ impl Params {
     /// A zeroed tensor like `master`: gradient or moment.
     ///
     /// # Errors
-    /// [`crate::Error::Memory`].
+    /// [`Error::Memory`].
     pub fn zeros_like(&self) -> Result<Tensor> {
         Tensor::zeros(1, self.len(), self.master.dtype(), self.master.device())
     }
@@ -79,45 +79,58 @@ impl Params {
         Slot { tensor, offset: e.offset, rows: e.rows, cols: e.cols, grad: true }
     }
 
-    /// Brings the copy in the activations' dtype up to date: after loading and after each optimizer step.
-    pub fn refresh(&mut self) {
-        let Some(compute) = &mut self.compute else { return };
+    /// The values and, where there is one, their copy in the activations' dtype: for the optimizer, which keeps both.
+    pub fn both_mut(&mut self) -> (&mut Tensor, Option<&mut Tensor>) {
+        (&mut self.master, self.compute.as_mut())
+    }
+
+    /// Brings the copy in the activations' dtype up to date, after loading. (The optimizer does so itself.)
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] if the device refuses the launch.
+    pub fn refresh(&mut self) -> Result<()> {
+        let Some(compute) = &mut self.compute else { return Ok(()) };
         let device = self.master.device().clone();
-        let Exec::Cpu(pool) = device.exec() else { return }; // TODO kernels
         let master = &self.master;
-        by_dtype!(compute.dtype(), T => {
-            let from = master.slice::<<T as Float>::Acc>();
-            for_rows(pool, 8192, rows_of(compute.slice_mut::<T>(), 1), |r, to| {
-                wide(|| to.iter_mut().zip(&from[r]).for_each(|(to, &x)| *to = T::narrow(x)));
-            });
-        });
+        match device.exec() {
+            Exec::Cpu(pool) => by_dtype!(compute.dtype(), T => {
+                let from = master.slice::<<T as Float>::Acc>();
+                for_rows(pool, 8192, rows_of(compute.slice_mut::<T>(), 1), |r, to| {
+                    wide(|| to.iter_mut().zip(&from[r]).for_each(|(to, &x)| *to = T::narrow(x)));
+                });
+            }),
+            Exec::Kernels(l) => {
+                bf16_only("parameters", compute)?;
+                let n = size("parameters", master.len())?;
+                let p = abi::ConvertF32Bf16 { y: compute.ptr_mut(), x: master.ptr(), n };
+                let grid = master.len().div_ceil((abi::CONVERT_BLOCK * abi::CONVERT_PACK) as usize);
+                l.kernel(kernels::CONVERT_F32_BF16).grid(grid).block(abi::CONVERT_BLOCK).launch(&p)?;
+            }
+            Exec::Plan(_) => {}
+        }
+        Ok(())
     }
 
     /// The values of entry `i` as f32.
     pub fn values(&self, i: usize) -> Vec<f32> {
         let range = self.entries[i].range();
-        by_dtype!(self.master.dtype(), T => self.master.slice::<T>()[range].iter().map(|x| x.acc().f64() as f32).collect())
+        by_dtype!(self.master.dtype(), T => {
+            self.master.read::<T>(range.start, range.len()).iter().map(|x| x.acc().f64() as f32).collect()
+        })
     }
 
     /// Sets the values of entry `i`; call [`Params::refresh`] afterwards.
     ///
     /// # Errors
-    /// [`crate::Error::Shape`] unless there are as many as the entry has.
+    /// [`Error::Shape`] unless there are as many as the entry has.
     pub fn set(&mut self, i: usize, values: &[f32]) -> Result<()> {
         let range = self.entries[i].range();
         if range.len() != values.len() {
-            return Err(crate::Error::shape(
-                "parameter",
-                format!("{} values for {}", values.len(), self.entries[i].name),
-            ));
-        }
-        if self.master.device().is_plan() {
-            return Ok(());
+            return Err(Error::shape("parameter", format!("{} values for {}", values.len(), self.entries[i].name)));
         }
         by_dtype!(self.master.dtype(), T => {
-            for (to, &x) in self.master.slice_mut::<T>()[range].iter_mut().zip(values) {
-                *to = T::narrow(<T as Float>::Acc::of(f64::from(x)));
-            }
+            let values: Vec<T> = values.iter().map(|&x| T::narrow(<T as Float>::Acc::of(f64::from(x)))).collect();
+            self.master.write(range.start, &values);
         });
         Ok(())
     }

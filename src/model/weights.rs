@@ -4,13 +4,15 @@ use super::params::Params;
 use crate::ops::Slot;
 use crate::ops::linear::{self, Linear, Matrix};
 use crate::ops::philox::Stream;
-use crate::quant::nf4::{Absmax, Nf4};
+use crate::quant::{Absmax, DeviceNf4, Nf4};
 use crate::tensor::Tensor;
 
 /// One matrix or vector.
 pub(super) enum Weight {
     Frozen(Tensor),
     Nf4(Nf4),
+    /// The same in the memory of a device that runs kernels.
+    DeviceNf4(DeviceNf4),
     /// Index of its entry in [`Params`].
     Trained(usize),
     /// An NF4 matrix (out, in) of a planned model.
@@ -27,7 +29,7 @@ impl Weight {
         match self {
             Weight::Frozen(t) => Some(Slot::whole(t)),
             Weight::Trained(i) => Some(params.slot(*i)),
-            Weight::Nf4(_) | Weight::Planned { .. } => None,
+            Weight::Nf4(_) | Weight::DeviceNf4(_) | Weight::Planned { .. } => None,
         }
     }
 
@@ -36,6 +38,7 @@ impl Weight {
             Weight::Frozen(t) => Matrix::Dense(Slot::whole(t)),
             Weight::Trained(i) => Matrix::Dense(params.slot(*i)),
             Weight::Nf4(q) => Matrix::Nf4(q),
+            Weight::DeviceNf4(q) => Matrix::DeviceNf4(q),
             Weight::Planned { out, inn, .. } => Matrix::Planned(*out, *inn),
         }
     }
@@ -45,6 +48,7 @@ impl Weight {
         match self {
             Weight::Frozen(t) => (t.bytes() as u64, 0),
             Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. }))),
+            Weight::DeviceNf4(q) => (0, q.bytes() as u64),
             Weight::Planned { out, inn, double } => (0, Nf4::bytes(*out, *inn, *double)),
             Weight::Trained(_) => (0, 0),
         }

@@ -4,10 +4,14 @@
 pub mod adamw;
 pub mod attention;
 pub mod embedding;
+pub mod gelu;
 pub mod grad_norm;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod philox;
+pub(crate) mod product;
+mod rms;
 pub mod rms_norm;
 pub mod rope;
 mod sums;
@@ -15,7 +19,7 @@ pub mod swiglu;
 
 use crate::device::gemm::{DstView, View};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Float, Tensor};
+use crate::tensor::{DType, Float, Index, Tensor};
 
 /// A (rows, cols) matrix inside a larger flat tensor, or a whole tensor: how ops see parameters.
 ///
@@ -86,6 +90,15 @@ pub(crate) fn no_kernel(op: &'static str, why: &str) -> Error {
 /// [`Error::Shape`] for other dtypes.
 pub(crate) fn bf16_only(op: &'static str, x: &Tensor) -> Result<()> {
     if x.dtype() == DType::Bf16 { Ok(()) } else { Err(no_kernel(op, &format!("{:?}", x.dtype()))) }
+}
+
+/// The numbers of an index for a kernel's parameters.
+///
+/// # Errors
+/// [`Error::Shape`] if they are on the host alone.
+pub(crate) fn on_device(op: &'static str, index: &Index) -> Result<*const u32> {
+    let missing = index.ptr().is_null() && index.rows() > 0;
+    if missing { Err(no_kernel(op, "numbers held by the CPU alone")) } else { Ok(index.ptr()) }
 }
 
 /// A size or count for a kernel's parameters.

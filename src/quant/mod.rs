@@ -1,6 +1,8 @@
 //! Quantised storage of frozen weights.
 
+mod device_nf4;
 pub mod dynamic8;
 pub mod nf4;
 
+pub use device_nf4::{Code2, DeviceNf4};
 pub use nf4::{Absmax, Nf4, Nf4Builder};

@@ -7,8 +7,8 @@
 //!   code       number of midpoints of neighbouring code values strictly below x * (1 / absmax); 1 / absmax is rounded to
 //!              f32, with absmax taken as at least 1e-38. A last block of fewer than 64 divides by absmax instead, and
 //!              stores it as at least 1e-38. Two codes a byte, the first in the high nibble; an odd tail is padded with 0.
-//!   absmax     offset = mean of all absmax (bitsandbytes: in f32, in an order that depends on its threads; here: f64
-//!              in order, rounded once); absmax - offset in blocks of 256 by [`super::dynamic8`];
+//!   absmax     offset = mean of all absmax (bitsandbytes: in f32, in an order that depends on its threads; here:
+//!              [`mean`], in f64 and an order of its own, rounded once); absmax - offset in blocks of 256 by [`super::dynamic8`];
 //!              back: round(round(value * absmax2) + offset).
 //!   weight     round(value * absmax) to f32; for bf16 that f32 rounded to nearest even.
 
@@ -18,6 +18,7 @@ use std::thread;
 use half::bf16;
 
 use super::dynamic8;
+use crate::device::abi;
 use crate::error::{Error, Result};
 use crate::format::convert::f32_to_bf16;
 use crate::format::{Dtype, TensorView};
@@ -316,14 +317,30 @@ impl Nf4Builder {
         if self.filled != total {
             return Err(Error::shape("nf4 quantise", format!("{} of {total} elements were given", self.filled)));
         }
-        let absmax = if self.double {
-            let mean = self.absmax.iter().map(|a| f64::from(*a)).sum::<f64>() / self.absmax.len().max(1) as f64;
-            double_quantise(&self.absmax, mean as f32)
-        } else {
-            Absmax::Plain(self.absmax)
-        };
+        let absmax =
+            if self.double { double_quantise(&self.absmax, mean(&self.absmax)) } else { Absmax::Plain(self.absmax) };
         Ok(Nf4 { rows: self.rows, cols: self.cols, packed: self.packed, absmax, source: self.source })
     }
+}
+
+/// Mean of all absmax, summed in f64 in an order that a block of CUDA threads can follow, and rounded once: element i goes
+/// to partial sum i mod 1024, and partial sums are added by halves (512 to 1023 onto 0 to 511, and so on).
+pub fn mean(absmax: &[f32]) -> f32 {
+    const LANES: usize = abi::NF4_MEAN_LANES as usize;
+    let mut lanes = [0f64; LANES];
+    for row in absmax.chunks(LANES) {
+        for (lane, a) in lanes.iter_mut().zip(row) {
+            *lane += f64::from(*a);
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            lanes[l] += lanes[l + width];
+        }
+        width /= 2;
+    }
+    (lanes[0] / absmax.len().max(1) as f64) as f32
 }
 
 /// Quantises `absmax - offset` to 8 bits.

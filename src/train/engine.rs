@@ -1,15 +1,16 @@
 //! One optimizer step: gradients of a window of micro-batches, clipping, AdamW. Everything it needs is reserved when it
 //! is made.
 
-use std::ops::Range;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::graphs::Graphs;
 use super::plan::Plan;
 use crate::config::Config;
 use crate::data::Batch;
-use crate::device::{Layout, Reserved};
+use crate::device::{Later, Layout, Reserved};
 use crate::error::{Error, Result};
-use crate::model::{Model, Params, Pass, Policy};
+use crate::model::{Model, Pass, Policies, Policy};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::grad_norm;
 use crate::tensor::{DType, Tensor};
@@ -20,8 +21,13 @@ pub struct Engine {
     /// First and second moments, flat like the parameters.
     pub moments: Moments,
     grads: Tensor,
+    norm: grad_norm::Norm,
+    groups: adamw::Groups,
     /// (1, 1): the summed loss of the step, or of an evaluation batch.
     loss: Tensor,
+    graphs: Graphs,
+    /// Steps whose results have not been asked for, the oldest first.
+    under_way: VecDeque<UnderWay>,
     memory: Reserved,
     train_layout: Arc<Layout>,
     eval_layout: Arc<Layout>,
@@ -45,7 +51,7 @@ struct Hyper {
     dropout: f64,
     neftune: Option<f64>,
     seed: u64,
-    policy: Policy,
+    policies: Policies,
 }
 
 /// What an optimizer step gives.
@@ -55,6 +61,32 @@ pub struct StepResult {
     pub loss: f64,
     /// 2-norm of the gradient before clipping.
     pub grad_norm: f64,
+}
+
+/// A step on the device, and its results on their way.
+struct UnderWay {
+    step: u64,
+    /// 1 / labels.
+    scale: f64,
+    loss: Later,
+    norm: Later,
+}
+
+impl UnderWay {
+    fn wait(self) -> Result<StepResult> {
+        let number = |later: Later| -> Result<f64> {
+            let bytes = later.wait()?;
+            Ok(bytes.try_into().map_or(f64::NAN, f64::from_ne_bytes))
+        };
+        let (loss, norm) = (number(self.loss)? * self.scale, number(self.norm)?);
+        if loss.is_finite() && norm.is_finite() {
+            return Ok(StepResult { loss, grad_norm: norm });
+        }
+        let what =
+            if loss.is_finite() { format!("the gradient's norm is {norm}") } else { format!("the loss is {loss}") };
+        let why = format!("{what}; a lower learning_rate, a warmup or max_grad_norm may help");
+        Err(Error::Diverged { step: self.step as usize, why })
+    }
 }
 
 /// Whether activations are kept or recomputed.
@@ -80,12 +112,17 @@ impl Engine {
             dropout: config.tune.lora_dropout,
             neftune: t.neftune_noise_alpha,
             seed: t.seed,
-            policy: policy(config),
+            policies: plan.policies,
         };
+        let decays = model.params.entries.iter().map(|e| (e.range(), e.decay));
         Ok(Engine {
             grads: model.params.zeros_like()?,
+            norm: grad_norm::Norm::new(model.params.len(), &model.device)?,
+            groups: adamw::Groups::new(decays, &model.device)?,
             loss: Tensor::zeros(1, 1, DType::F64, &model.device)?,
             moments,
+            graphs: Graphs::default(),
+            under_way: VecDeque::new(),
             memory,
             train_layout: plan.train.clone(),
             eval_layout: plan.eval.clone(),
@@ -94,11 +131,19 @@ impl Engine {
         })
     }
 
-    /// Optimizer step `step` (from 1) over `window`, whose first micro-batch is the `micro_step`-th of the run.
+    /// Optimizer step `step` (from 1) over `window`, whose first micro-batch is the `micro_step`-th of the run. On the CPU
+    /// its result is returned; on kernels the step is enqueued, and the result is that of the step before, if there was one
+    /// that [`Engine::settle`] has not given.
     ///
     /// # Errors
-    /// [`Error::Diverged`] if loss or gradient norm are not finite; parameters and moments are then as before.
-    pub fn step(&mut self, window: &[Batch], step: u64, micro_step: u64, lr: f64) -> Result<StepResult> {
+    /// [`Error::Diverged`] if loss or gradient norm are not finite; parameters and moments are then as before that step.
+    pub fn step(
+        &mut self,
+        window: &[Batch],
+        step: u64,
+        micro_step: u64,
+        lr: f64,
+    ) -> Result<Option<StepResult>> {
         let h = self.hyper;
         let labels: usize = window.iter().map(|b| b.labels).sum();
         let scale = if labels == 0 { 0.0 } else { 1.0 / labels as f64 };
@@ -106,37 +151,48 @@ impl Engine {
         self.loss.fill_zero();
         for (i, batch) in window.iter().enumerate() {
             let pass = Pass {
-                policy: h.policy,
+                policy: h.policies,
                 dropout: h.dropout,
                 neftune: h.neftune,
                 seed: h.seed,
                 micro_step: (micro_step + i as u64) as u32,
                 scale,
             };
-            let (model, loss, grads) = (&self.model, &mut self.loss, &mut self.grads);
-            self.memory.run(&self.train_layout, || model.loss_and_grad(batch, pass, loss, grads))?;
+            let (model, loss, grads, graphs) = (&self.model, &mut self.loss, &mut self.grads, &mut self.graphs);
+            self.memory.run(&self.train_layout, || {
+                let input = model.input(batch, pass)?;
+                graphs.run(input.shape(), &model.device, || model.loss_and_grad_of(&input, pass, loss, grads))
+            })?;
         }
-        let loss = self.loss.read::<f64>(0, 1)[0] * scale;
-        let norm = grad_norm::run(&self.grads);
-        if !loss.is_finite() || !norm.is_finite() {
-            let what =
-                if loss.is_finite() { format!("the gradient's norm is {norm}") } else { format!("the loss is {loss}") };
-            let why = format!("{what}; a lower learning_rate, a warmup or max_grad_norm may help");
-            return Err(Error::Diverged { step: step as usize, why });
+        grad_norm::into(&self.grads, &mut self.norm)?;
+        let a = AdamW {
+            lr,
+            beta1: h.beta1,
+            beta2: h.beta2,
+            eps: h.eps,
+            weight_decay: h.weight_decay,
+            max_norm: h.max_grad_norm,
+            step,
+        };
+        let (p, copy) = self.model.params.both_mut();
+        let flat = adamw::Flat { p, m: &mut self.moments.m, v: &mut self.moments.v, g: &self.grads, copy };
+        adamw::step(flat, &mut self.groups, a, &self.norm.value, &self.loss)?;
+        // Where these are not finite the optimizer has changed nothing.
+        let (loss, norm) = (self.loss.read_later::<f64>(0, 1), self.norm.value.read_later::<f64>(0, 1));
+        self.under_way.push_back(UnderWay { step, scale, loss, norm });
+        let waits_for = if self.model.device.runs_kernels() { 1 } else { 0 };
+        if self.under_way.len() > waits_for { self.settle().map(Some) } else { Ok(None) }
+    }
+
+    /// Waits for the oldest step whose result was not given yet.
+    ///
+    /// # Errors
+    /// As [`Engine::step`].
+    pub fn settle(&mut self) -> Result<StepResult> {
+        match self.under_way.pop_front() {
+            Some(step) => step.wait(),
+            None => unreachable!("as many results are asked for as steps were made"),
         }
-        let clip = if h.max_grad_norm > 0.0 { (h.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        let a = AdamW { lr, beta1: h.beta1, beta2: h.beta2, eps: h.eps, weight_decay: h.weight_decay, clip, step };
-        for (range, decay) in decay_groups(&self.model.params) {
-            let flat = adamw::Flat {
-                p: &mut self.model.params.master,
-                m: &mut self.moments.m,
-                v: &mut self.moments.v,
-                g: &self.grads,
-            };
-            adamw::step(flat, range, a, decay)?;
-        }
-        self.model.params.refresh();
-        Ok(StepResult { loss, grad_norm: norm })
     }
 
     /// The summed cross-entropy of a batch, without gradient.
@@ -149,16 +205,4 @@ impl Engine {
         self.memory.run(&self.eval_layout, || model.loss(batch, loss))?;
         Ok(self.loss.read::<f64>(0, 1)[0])
     }
-}
-
-/// Neighbouring entries with the same weight decay, as one range each.
-fn decay_groups(params: &Params) -> Vec<(Range<usize>, bool)> {
-    let mut groups: Vec<(Range<usize>, bool)> = Vec::new();
-    for e in &params.entries {
-        match groups.last_mut() {
-            Some((range, decay)) if *decay == e.decay => range.end = e.range().end,
-            _ => groups.push((e.range(), e.decay)),
-        }
-    }
-    groups
 }

@@ -131,7 +131,7 @@ pub fn write_optimizer(dir: &Path, config: &Config, params: &Params, moments: &M
     let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
     safetensors::write_file(&dir.join(OPTIMIZER), &specs, |spec, sink| {
         match tensors.iter().find(|(name, _)| *name == spec.name) {
-            Some((_, t)) => sink.f32(t.slice::<f32>()),
+            Some((_, t)) => sink.f32(&t.read::<f32>(0, t.len())),
             None => Ok(()),
         }
     })
@@ -154,7 +154,7 @@ pub fn read(dir: &Path, config: &Config, params: &mut Params) -> Result<()> {
         file.expect(&name, &e.shape)?.read_f32(&mut values)?;
         params.set(i, &values)?;
     }
-    params.refresh();
+    params.refresh()?;
     Ok(())
 }
 
@@ -175,9 +175,10 @@ pub fn read_optimizer(dir: &Path, config: &Config, params: &mut Params, moments:
         tensors.push(("master", &mut params.master));
     }
     for (name, t) in tensors {
-        let n = t.len();
-        file.expect(name, &[n])?.read_f32(t.slice_mut::<f32>())?;
+        let mut values = vec![0.0f32; t.len()];
+        file.expect(name, &[t.len()])?.read_f32(&mut values)?;
+        t.write(0, &values);
     }
-    params.refresh();
+    params.refresh()?;
     Ok(())
 }

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::engine::policy;
-use crate::config::{Config, FinetuningType, Precision};
+use super::target::Target;
+use crate::config::{Config, FinetuningType};
 use crate::data::Batch;
 use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
-use crate::model::{self, Options, Pass, Policy, Spec};
-use crate::ops::linear_cross_entropy::chunk_rows;
+use crate::model::{self, Model, Options, Pass, Policies, Policy, Spec};
+use crate::ops::linear_cross_entropy::{chunk_rows, kernel_chunk_rows};
 use crate::tensor::{DType, Tensor};
 
 /// The sizes of the largest batch of a run: no batch has more tokens, or more rows that reach the head.
@@ -81,6 +82,8 @@ pub struct Plan {
     pub bytes: Bytes,
     /// Floating-point operations of the largest micro-batch, forward and backward.
     pub flops: f64,
+    /// What each block keeps for its backward pass.
+    pub policies: Policies,
     pub(super) train: Arc<Layout>,
     pub(super) eval: Arc<Layout>,
 }
@@ -118,89 +121,196 @@ impl Plan {
     }
 }
 
-/// dtype of activations on the CPU.
-pub fn dtype(config: &Config) -> DType {
-    match config.train.precision {
-        Precision::F32 => DType::F32,
-        Precision::Bf16 => DType::Bf16,
-    }
-}
-
 /// How the model of a run is loaded; `max_positions` is its longest sequence.
-pub fn options(config: &Config, max_positions: usize, threads: usize) -> Options<'_> {
+pub fn options<'a>(config: &'a Config, max_positions: usize, target: &Target) -> Options<'a> {
     Options {
         method: &config.tune,
-        dtype: dtype(config),
+        dtype: target.dtype(config),
         nf4: config.model.quantization_bit.map(|_| config.model.double_quantization),
         max_positions,
         rope_scaling: config.model.rope_scaling,
         adapters: &config.model.adapter_name_or_path,
         from_scratch: config.model.train_from_scratch,
+        config_only: false,
         seed: config.train.seed,
-        threads,
+        threads: target.threads(),
     }
 }
 
-/// Plans a run of the model in `folder` whose largest training and evaluation batches are given.
+/// Plans a run of the model in `folder` whose largest training and evaluation batches are given. On a GPU as much is kept
+/// for the backward pass as fits; on the CPU `disable_gradient_checkpointing` decides.
 ///
 /// # Errors
 /// As [`model::load`].
-pub fn plan(folder: &Path, config: &Config, train: &Envelope, eval: &Envelope, threads: usize) -> Result<Plan> {
-    plan_with(folder, config, train, eval, policy(config), threads)
+pub fn plan(folder: &Path, config: &Config, train: &Envelope, eval: &Envelope, target: &Target) -> Result<Plan> {
+    plan_of(folder, config, train, eval, target, false)
 }
 
-fn plan_with(
+/// As [`plan`], for a model of which only config.json has to be there.
+///
+/// # Errors
+/// As [`model::load`].
+pub fn plan_shapes(folder: &Path, config: &Config, train: &Envelope, eval: &Envelope, target: &Target) -> Result<Plan> {
+    plan_of(folder, config, train, eval, target, true)
+}
+
+fn plan_of(
     folder: &Path,
     config: &Config,
     train: &Envelope,
     eval: &Envelope,
-    policy: Policy,
-    threads: usize,
+    target: &Target,
+    config_only: bool,
 ) -> Result<Plan> {
-    let device = Device::plan();
-    let longest = train.lengths.iter().chain(&eval.lengths).copied().max().unwrap_or(1);
-    let model = model::load(folder, &options(config, longest, threads), &device, &|_, _| {})?;
-    let mut grads = model.params.zeros_like()?;
-    let mut loss = Tensor::zeros(1, 1, DType::F64, &device)?;
-    let (dense, nf4) = model.frozen_bytes();
-    let params = model.params.bytes() as u64;
-    let gradient = grads.bytes() as u64;
-    // Weights and gradient are outside the step: forget what they recorded.
-    let _ = device.take_plan();
+    let mut dry = DryRun::new(folder, config, train, eval, target, config_only)?;
+    match target {
+        Target::Cpu { .. } => dry.plan(policy(config).into()),
+        Target::Gpu(_) => dry.most_kept(target.limit(config).unwrap_or(u64::MAX)),
+    }
+}
 
-    let pass = Pass {
-        policy,
-        dropout: config.tune.lora_dropout,
-        neftune: config.train.neftune_noise_alpha,
-        seed: 0,
-        micro_step: 0,
-        scale: 1.0,
+/// The most rows as long as the longest of the data that a micro-batch can have, and their tokens; None if not even one
+/// fits.
+pub fn largest_batch(
+    folder: &Path,
+    config: &Config,
+    train: &Envelope,
+    eval: &Envelope,
+    target: &Target,
+) -> Option<(usize, usize)> {
+    let longest = train.lengths.first().copied()?;
+    let heads = train.loss_rows.div_ceil(train.lengths.len());
+    let limit = target.limit(config)?;
+    let fits = |rows: usize| {
+        let e = Envelope { lengths: vec![longest; rows], loss_rows: heads * rows };
+        let least =
+            DryRun::new(folder, config, &e, eval, target, false).and_then(|mut d| d.plan(Policy::RECOMPUTE.into()));
+        least.is_ok_and(|p| p.bytes.total() <= limit)
     };
-    let recorded = |run: &mut dyn FnMut() -> Result<()>| -> Result<(Layout, f64)> {
-        run()?;
-        let (recorder, flops) = device.take_plan().unwrap_or_default();
-        Ok((recorder.layout(), flops))
-    };
-    let (train_layout, flops) = recorded(&mut || model.loss_and_grad(&train.batch(), pass, &mut loss, &mut grads))?;
-    let (eval_layout, _) = match eval.lengths.is_empty() {
-        true => Default::default(),
-        false => recorded(&mut || model.loss(&eval.batch(), &mut loss))?,
-    };
+    let mut too_many = 1;
+    while fits(too_many) {
+        too_many *= 2;
+        if too_many > MOST_ROWS {
+            return Some((MOST_ROWS, MOST_ROWS * longest));
+        }
+    }
+    let mut enough = too_many / 2;
+    while too_many - enough > 1 {
+        let tried = (enough + too_many) / 2;
+        if fits(tried) { enough = tried } else { too_many = tried }
+    }
+    (enough > 0).then_some((enough, enough * longest))
+}
 
-    let spec = model.spec.clone();
-    let logit_rows = chunk_rows(spec.vocab).min(train.loss_rows.max(eval.loss_rows));
-    let bytes = Bytes {
-        dense,
-        nf4,
-        trained: params,
-        gradient,
-        optimizer: 2 * gradient,
-        step: train_layout.bytes().max(eval_layout.bytes()) as u64,
-        logits: (logit_rows * spec.vocab * 4) as u64,
-        scratch: (threads * (SCRATCH_PER_THREAD + 64 * longest * 20 + longest * spec.head_dim * 8)) as u64,
-    };
-    let trained = model.params.len();
-    Ok(Plan { spec, trained, bytes, flops, train: Arc::new(train_layout), eval: Arc::new(eval_layout) })
+/// Where the search for the largest batch ends: no run uses as many.
+const MOST_ROWS: usize = 1 << 16;
+
+/// A planned model, to be run with one policy after the other.
+struct DryRun<'a> {
+    config: &'a Config,
+    train: &'a Envelope,
+    eval: &'a Envelope,
+    target: &'a Target,
+    device: Device,
+    model: Model,
+    loss: Tensor,
+    grads: Tensor,
+}
+
+impl<'a> DryRun<'a> {
+    fn new(
+        folder: &Path,
+        config: &'a Config,
+        train: &'a Envelope,
+        eval: &'a Envelope,
+        target: &'a Target,
+        config_only: bool,
+    ) -> Result<Self> {
+        let device = target.planner();
+        let longest = train.lengths.iter().chain(&eval.lengths).copied().max().unwrap_or(1);
+        let options = Options { config_only, ..options(config, longest, target) };
+        let model = model::load(folder, &options, &device, &|_, _| {})?;
+        let grads = model.params.zeros_like()?;
+        let loss = Tensor::zeros(1, 1, DType::F64, &device)?;
+        Ok(DryRun { config, train, eval, target, device, model, loss, grads })
+    }
+
+    /// The plan that keeps most of what fits into `limit` bytes; if nothing fits, the one that keeps least.
+    fn most_kept(&mut self, limit: u64) -> Result<Plan> {
+        let layers = self.model.spec.layers;
+        let mut best = self.plan(Policy::KEEP.into())?;
+        for pair in Policy::CHAIN.windows(2) {
+            if best.bytes.total() <= limit {
+                return Ok(best);
+            }
+            let (full, lean) = (pair[0], pair[1]);
+            // The fewest lean layers that fit, if all of them do; bytes fall with their number.
+            best = self.plan(Policies { full, lean, lean_layers: layers })?;
+            let (mut too_few, mut enough) = (0, layers);
+            while best.bytes.total() <= limit && enough - too_few > 1 {
+                let lean_layers = (too_few + enough) / 2;
+                let tried = self.plan(Policies { full, lean, lean_layers })?;
+                if tried.bytes.total() <= limit {
+                    (best, enough) = (tried, lean_layers);
+                } else {
+                    too_few = lean_layers;
+                }
+            }
+        }
+        Ok(best)
+    }
+
+    fn plan(&mut self, policies: Policies) -> Result<Plan> {
+        // Weights and gradient are outside the step: forget what they recorded.
+        let _ = self.device.take_plan();
+        let pass = Pass {
+            policy: policies,
+            dropout: self.config.tune.lora_dropout,
+            neftune: self.config.train.neftune_noise_alpha,
+            seed: 0,
+            micro_step: 0,
+            scale: 1.0,
+        };
+        self.model.loss_and_grad(&self.train.batch(), pass, &mut self.loss, &mut self.grads)?;
+        let (train, flops) = self.recorded();
+        let eval = match self.eval.lengths.is_empty() {
+            true => Layout::default(),
+            false => {
+                self.model.loss(&self.eval.batch(), &mut self.loss)?;
+                self.recorded().0
+            }
+        };
+        let spec = self.model.spec.clone();
+        let (dense, nf4) = self.model.frozen_bytes();
+        let gradient = self.grads.bytes() as u64;
+        let per_chunk = if self.model.device.runs_kernels() { kernel_chunk_rows } else { chunk_rows };
+        let logit_rows = per_chunk(spec.vocab).min(self.train.loss_rows.max(self.eval.loss_rows));
+        let bytes = Bytes {
+            dense,
+            nf4,
+            trained: self.model.params.bytes() as u64,
+            gradient,
+            optimizer: 2 * gradient,
+            step: train.bytes().max(eval.bytes()) as u64,
+            logits: (logit_rows * spec.vocab * 4) as u64,
+            scratch: self.scratch(),
+        };
+        let trained = self.model.params.len();
+        let (train, eval) = (Arc::new(train), Arc::new(eval));
+        Ok(Plan { spec, trained, bytes, flops, policies, train, eval })
+    }
+
+    fn recorded(&self) -> (Layout, f64) {
+        let (recorder, flops) = self.device.take_plan().unwrap_or_default();
+        (recorder.layout(), flops)
+    }
+
+    /// What products and attention take beside the arena, on the CPU.
+    fn scratch(&self) -> u64 {
+        let Target::Cpu { threads } = self.target else { return 0 };
+        let longest = self.train.lengths.iter().chain(&self.eval.lengths).copied().max().unwrap_or(1);
+        (threads * (SCRATCH_PER_THREAD + 64 * longest * 20 + longest * self.model.spec.head_dim * 8)) as u64
+    }
 }
 
 /// Panels of a product that a thread packs: two of at most a few MB.
@@ -217,16 +327,16 @@ pub fn check(
     config: &Config,
     train: &Envelope,
     eval: &Envelope,
-    threads: usize,
+    target: &Target,
 ) -> Result<()> {
     let need = plan.bytes.total();
     if need <= limit {
         return Ok(());
     }
     let fits = |c: &Config, t: &Envelope, e: &Envelope| {
-        plan_with(folder, c, t, e, policy(c), threads).is_ok_and(|p| p.bytes.total() <= limit)
+        self::plan(folder, c, t, e, target).is_ok_and(|p| p.bytes.total() <= limit)
     };
-    let advice = nearest(config, train, eval, &fits);
+    let advice = nearest(config, train, eval, target, &fits);
     let b = plan.bytes;
     let advice =
         advice.map_or("no setting makes it fit".into(), |settings| format!("this fits: {}", settings.join(", ")));
@@ -247,12 +357,13 @@ fn nearest(
     config: &Config,
     train: &Envelope,
     eval: &Envelope,
+    target: &Target,
     fits: &dyn Fn(&Config, &Envelope, &Envelope) -> bool,
 ) -> Option<Vec<String>> {
     let mut c = config.clone();
     let mut settings = Vec::new();
-    // The same result, a little slower.
-    if c.model.disable_gradient_checkpointing {
+    // The same result, a little slower. (On a GPU the plan has done that already.)
+    if matches!(target, Target::Cpu { .. }) && c.model.disable_gradient_checkpointing {
         c.model.disable_gradient_checkpointing = false;
         settings.push("disable_gradient_checkpointing: false".to_string());
         if fits(&c, train, eval) {

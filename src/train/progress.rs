@@ -16,6 +16,13 @@ pub enum Control {
     Stop,
 }
 
+impl Control {
+    /// Stop if either says so.
+    pub fn or(self, other: Control) -> Control {
+        if self == Control::Stop { self } else { other }
+    }
+}
+
 /// Something that happened in the loop.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]

@@ -153,6 +153,13 @@ pub struct Due {
     pub save: bool,
 }
 
+impl Due {
+    /// Whether anything is.
+    pub fn any(&self) -> bool {
+        self.log || self.evaluate || self.save
+    }
+}
+
 impl Cadence {
     /// The cadence of `config` in a run of `total` steps, shares resolved. Where nothing is evaluated by steps,
     /// `eval_steps` is 500, the figure transformers writes into trainer_state.json.

@@ -1,20 +1,22 @@
 //! The loop: steps, logs, evaluations, checkpoints, and what is left in `output_dir` at the end.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use super::batches::{Batches, envelopes, steps};
 use super::checkpoint_dir::{self, Staged, Start};
-use super::engine::Engine;
+use super::engine::{Engine, StepResult};
 use super::inputs::{Inputs, TrainData};
 use super::log_files::{TrainerLog, speed_metrics, write_results};
 use super::plan::{self, Plan};
 use super::progress::{Control, Event, LogRow, Observer, Observers, RunInfo, StepReport};
 use super::schedule::{Cadence, Due, Schedule, Steps};
 use super::state::{BestMetric, TrainerState, to_rotate};
+use super::target::{self, Target};
 use super::tensorboard::TensorBoard;
 use super::{card, files, plot};
-use crate::config::{Config, Resume, Strategy};
+use crate::config::{Config, Precision, Resume, Strategy};
 use crate::data::batch::Padding;
 use crate::data::{Batch, Sample};
 use crate::device::Device;
@@ -36,22 +38,16 @@ pub struct Outcome {
     pub stopped: Option<PathBuf>,
 }
 
-/// Threads of a run.
-pub fn threads(config: &Config) -> usize {
-    config.train.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
-}
-
-/// Inputs and plan of a run: what `plan` shows, and what [`train`] starts with.
+/// Inputs and plan of a run on `target`: what `plan` shows, and what [`train`] starts with.
 ///
 /// # Errors
 /// Whatever is wrong with model, data or settings; [`Error::Memory`] if it does not fit.
-pub fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<(Inputs, Plan)> {
+pub fn prepare(config: &Config, target: &Target, observer: &mut dyn Observer) -> Result<(Inputs, Plan)> {
     let inputs = Inputs::prepare(config, observer)?;
     let (train, eval) = envelopes(config, &inputs);
-    let n = threads(config);
-    let plan = plan::plan(&inputs.folder, config, &train, &eval, n)?;
-    if let Some(limit) = config.model.max_memory.or_else(plan::available_memory) {
-        plan::check(&plan, limit, &inputs.folder, config, &train, &eval, n)?;
+    let plan = plan::plan(&inputs.folder, config, &train, &eval, target)?;
+    if let Some(limit) = target.limit(config) {
+        plan::check(&plan, limit, &inputs.folder, config, &train, &eval, target)?;
     }
     Ok((inputs, plan))
 }
@@ -63,6 +59,15 @@ pub fn prepare(config: &Config, observer: &mut dyn Observer) -> Result<(Inputs, 
 /// Whatever is wrong with model, data or settings, before anything is written; [`Error::Diverged`] when the loss is no
 /// longer a number; [`Error::File`] when the disk refuses. Checkpoints written before stay.
 pub fn train(config: &Config, observer: &mut dyn Observer) -> Result<Outcome> {
+    let (device, target) = target::pick(config)?;
+    train_on(config, &device, &target, observer)
+}
+
+/// As [`train`], on a device of the caller's choice.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_on(config: &Config, device: &Device, target: &Target, observer: &mut dyn Observer) -> Result<Outcome> {
     let t = &config.train;
     let resumes = t.resume_from_checkpoint != Resume::No;
     // A folder in the way is said before the long part; what overwriting removes goes only when all else is sound.
@@ -74,18 +79,19 @@ pub fn train(config: &Config, observer: &mut dyn Observer) -> Result<Outcome> {
         Inputs::prepare(config, observer)?;
         return Ok(Outcome { step: 0, total_steps: 0, train_loss: None, eval: Vec::new(), stopped: None });
     }
-    let (inputs, plan) = prepare(config, observer)?;
+    let (inputs, plan) = prepare(config, target, observer)?;
     for notice in &inputs.notices {
         log::warn!("{notice}");
     }
     if t.do_train {
         positions_fit(config, &inputs)?;
     }
+    if matches!(target, Target::Gpu(_)) && config.train.precision == Precision::F32 {
+        log::warn!("on a GPU training is in bf16, whatever `bf16` says; `use_cpu: true` computes in f32");
+    }
     observer.observe(&Event::Preparing { what: "loading the model" })?;
-    let n = threads(config);
     let longest = longest(&inputs, config);
-    let device = Device::cpu(n);
-    let model = model::load(&inputs.folder, &plan::options(config, longest, n), &device, &|_, _| {})?;
+    let model = model::load(&inputs.folder, &plan::options(config, longest, target), device, &|_, _| {})?;
     let mut engine = Engine::new(model, &plan, config)?;
     if !t.do_train {
         let mut metrics = evaluate(config, &inputs, &mut engine, observer, 0)?;
@@ -134,6 +140,8 @@ struct Run<'a> {
     /// Metrics of the last evaluation.
     eval: Vec<(String, f64)>,
     last: Option<StepReport>,
+    /// Steps that were handed to the device and have not been reported, the oldest first: all but their results.
+    under_way: VecDeque<StepReport>,
 }
 
 impl<'a> Run<'a> {
@@ -160,6 +168,7 @@ impl<'a> Run<'a> {
             state,
             eval: Vec::new(),
             last: None,
+            under_way: VecDeque::new(),
         })
     }
 
@@ -194,7 +203,12 @@ impl<'a> Run<'a> {
             control = self.step(&mut batches, &mut told)?;
             let window = self.steps.window(self.state.global_step - 1);
             let ends_epoch = window.ends_epoch || self.state.global_step == self.steps.total;
-            finished_early = self.due(self.cadence.at(self.state.global_step, ends_epoch), &mut told)?;
+            let due = self.cadence.at(self.state.global_step, ends_epoch);
+            // What is logged, evaluated or saved is the state after a step whose result is known.
+            if due.any() || control == Control::Stop || self.state.global_step == self.steps.total {
+                control = self.settle(&mut told)?.or(control);
+            }
+            finished_early = self.due(due, &mut told)?;
         }
         if control == Control::Stop && self.state.global_step < self.steps.total && !finished_early {
             let saved = self.save(&mut told)?;
@@ -212,29 +226,49 @@ impl<'a> Run<'a> {
         Outcome { step, total_steps: self.steps.total, train_loss, eval: self.eval.clone(), stopped }
     }
 
-    /// One optimizer step.
+    /// One optimizer step. On a GPU the result of the step before is read meanwhile.
     fn step(&mut self, batches: &mut Batches, told: &mut Told) -> Result<Control> {
         let done = self.state.global_step;
         let window = self.steps.window(done);
         let lr = self.schedule.lr(done);
         let data = batches.window(window)?;
         let micro_step = window.epoch * self.steps.batches_per_epoch + window.first_batch;
-        let result = self.engine.step(&data, done + 1, micro_step, lr).map_err(|e| self.with_checkpoint(e))?;
         let tokens: usize = data.iter().map(|b| b.ids.len()).sum();
         self.state.global_step = done + 1;
         self.state.epoch = self.steps.epoch_at(done + 1);
         self.state.num_input_tokens_seen += tokens as u64;
         self.state.total_flos += 6.0 * tokens as f64 * self.engine.model.spec.linear_params() as f64;
-        self.state.losses.add(result.loss);
-        let report = StepReport {
+        self.under_way.push_back(StepReport {
             step: done + 1,
             total_steps: self.steps.total,
             epoch: self.state.epoch,
-            loss: result.loss,
-            grad_norm: result.grad_norm,
+            loss: f64::NAN,
+            grad_norm: f64::NAN,
             lr,
             tokens_seen: self.state.num_input_tokens_seen,
-        };
+        });
+        match self.engine.step(&data, done + 1, micro_step, lr) {
+            Ok(Some(result)) => self.report(result, told),
+            Ok(None) => Ok(Control::Continue),
+            Err(e) => Err(self.with_checkpoint(e)),
+        }
+    }
+
+    /// Waits for the results of all steps under way.
+    fn settle(&mut self, told: &mut Told) -> Result<Control> {
+        let mut control = Control::Continue;
+        while !self.under_way.is_empty() {
+            let result = self.engine.settle().map_err(|e| self.with_checkpoint(e))?;
+            control = self.report(result, told)?.or(control);
+        }
+        Ok(control)
+    }
+
+    /// The result of the oldest step under way.
+    fn report(&mut self, result: StepResult, told: &mut Told) -> Result<Control> {
+        let Some(pending) = self.under_way.pop_front() else { unreachable!("each result belongs to a step") };
+        let report = StepReport { loss: result.loss, grad_norm: result.grad_norm, ..pending };
+        self.state.losses.add(result.loss);
         self.last = Some(report);
         told.observe(&Event::Step(&report))
     }

@@ -1,19 +1,45 @@
 //! Every kernel on every device that runs kernels, held to the CPU's ops in f64.
 
+mod adamw;
+mod embedding;
+mod gelu;
+mod grad_norm;
+mod layer_norm;
+mod linear_cross_entropy;
+mod linear;
+mod nf4;
+mod attention;
 mod rms_norm;
+mod rope;
 mod runtime;
+mod swiglu;
+mod train;
+mod usage;
+
+use std::path::PathBuf;
 
 use half::bf16;
 use qlora_engine::device::Device;
+use qlora_engine::device::abi::Step;
 use qlora_engine::ops::philox::{Stream, normal};
 use qlora_engine::tensor::{DType, Float, Tensor};
 
-/// Devices that run kernels: host-run forwards and in reverse.
+/// Where the project's files are: elsewhere than at the build, if the environment says so.
+pub fn root() -> PathBuf {
+    std::env::var_os("QLORA_TEST_ROOT").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// Two devices that must give the same bits: host-run forwards and in reverse.
 pub fn kernel_devices() -> Vec<(&'static str, Device)> {
     vec![
         ("host-run", Device::host_kernels(2, false).unwrap()),
         ("host-run in reverse", Device::host_kernels(2, true).unwrap()),
     ]
+}
+
+/// A step of nothing: no tokens, no random numbers, no gradient.
+pub fn no_step() -> Step {
+    Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 0.0, noise: 0.0 }
 }
 
 /// Runs `f` on every device; what it returns must be the same bits on the host-run ones. Returns it.

@@ -2,9 +2,20 @@ use crate::*;
 use qlora_engine::ops::{Slot, rms_norm};
 
 const EPS: f64 = 1e-6;
-/// (rows, groups a row, elements a group): one element, a ragged tail, more than a warp's packs, heads, a hidden size.
-const SHAPES: [(usize, usize, usize); 7] =
-    [(1, 1, 1), (3, 1, 31), (2, 1, 257), (5, 1, 1000), (3, 4, 64), (9, 3, 80), (2, 1, 4096)];
+/// (rows, groups a row, elements a group): one element, a ragged tail, more than a warp's packs, heads, hidden sizes, more
+/// than a block keeps.
+const SHAPES: [(usize, usize, usize); 10] = [
+    (1, 1, 1),
+    (3, 1, 31),
+    (2, 1, 257),
+    (5, 1, 1000),
+    (3, 4, 64),
+    (9, 3, 80),
+    (2, 1, 4096),
+    (3, 1, 1025),
+    (2, 1, 1536),
+    (1, 2, 9000),
+];
 
 /// y, dx, dx added to the residual's gradient, dw (added to 1).
 fn run(x: &[f64], w: &[f64], dy: &[f64], rows: usize, dtype: DType, device: &Device) -> Vec<Vec<f64>> {

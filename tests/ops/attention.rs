@@ -163,6 +163,9 @@ fn refuses_spans_that_do_not_cover_the_tokens() {
     let case = Case { spans: Index::host(vec![0, 4]), heads: 1, kv_heads: 1, head_dim: 2, window: None };
     let [q, k, v] = case.tensors(&case.inputs(DType::F32), DType::F32);
     for spans in [&[0u32, 3][..], &[1, 4], &[0, 4, 3, 4], &[]] {
-        assert!(attention::fwd(&q, &k, &v, Attention { cu_seqlens: &Index::host(spans), ..case.attention() }).is_err(), "{spans:?}");
+        assert!(
+            attention::fwd(&q, &k, &v, Attention { cu_seqlens: &Index::host(spans), ..case.attention() }).is_err(),
+            "{spans:?}"
+        );
     }
 }

@@ -3,6 +3,8 @@
 mod adamw;
 mod attention;
 mod embedding;
+mod gelu;
+mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
 mod rms_norm;

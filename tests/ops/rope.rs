@@ -1,5 +1,6 @@
 use crate::*;
-use qlora_engine::ops::rope::{Table, Turn, apply};
+use qlora_engine::ops::rope::{Norm, Table, Turn, apply, bwd, fwd};
+use qlora_engine::ops::{Slot, rms_norm};
 
 #[test]
 fn formula_and_its_transpose() {
@@ -32,4 +33,35 @@ fn refuses_positions_beyond_the_table() {
     let mut x = tensor(&[0.0; 2], 1, 2, DType::F32);
     assert!(apply(&mut x, &Index::host(&[4]), &table, Turn::Forward).is_err());
     assert!(apply(&mut x, &Index::host(&[0, 1]), &table, Turn::Forward).is_err());
+}
+
+/// The bits of one after the other, forward and backward, with a norm (trained) and without.
+#[test]
+fn norm_and_turn_in_one() {
+    let table = Table::new(&[1.0, 0.25], 1.0, 10);
+    let positions = Index::host(vec![0, 9, 4]);
+    for dtype in [DType::F64, DType::F32, DType::Bf16] {
+        let t = |seed| tensor(&random(seed, 24), 3, 8, dtype);
+        let w = tensor(&random(3, 4), 1, 4, dtype);
+        let slot = Slot { grad: true, ..Slot::whole(&w) };
+        let turned = |mut x: Tensor, way| {
+            apply(&mut x, &positions, &table, way).unwrap();
+            x
+        };
+        let acc = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let (mut none, mut dw, mut want_dw) =
+            (tensor(&[], 1, 0, acc), tensor(&[1.0; 4], 1, 4, acc), tensor(&[1.0; 4], 1, 4, acc));
+
+        assert_eq!(fwd(&t(1), None, &positions, &table).unwrap().to_f64(), turned(t(1), Turn::Forward).to_f64());
+        let dx = bwd(&t(1), None, &positions, &table, t(2), &mut none).unwrap();
+        assert_eq!(dx.to_f64(), turned(t(2), Turn::Back).to_f64());
+
+        let norm = Some(Norm { w: slot, eps: 1e-6 });
+        let y = turned(rms_norm::fwd(&t(1), slot, 1e-6).unwrap(), Turn::Forward);
+        assert_eq!(fwd(&t(1), norm, &positions, &table).unwrap().to_f64(), y.to_f64());
+        let dx = bwd(&t(1), norm, &positions, &table, t(2), &mut dw).unwrap();
+        let g = turned(t(2), Turn::Back);
+        let want = rms_norm::bwd(&t(1), slot, 1e-6, &g, None, Some(&mut want_dw)).unwrap();
+        assert_eq!((dx.to_f64(), dw.to_f64()), (want.to_f64(), want_dw.to_f64()), "{dtype:?}");
+    }
 }

@@ -10,7 +10,7 @@ use qlora_engine::format::{Checkpoint, Dtype};
 use qlora_engine::model::{self, Model, Pass, Policy};
 use qlora_engine::quant::nf4::{Absmax, Nf4, double_quantise};
 use qlora_engine::tensor::{DType, Tensor};
-use qlora_engine::train::plan;
+use qlora_engine::train::{Target, plan};
 
 use super::common::{Failures, distance, golden, json, relative, rewritten, values, widen};
 
@@ -57,7 +57,7 @@ fn lora(base: &Path, adapter: &Path) -> Config {
 }
 
 fn load(base: &Path, config: &Config, dtype: DType, nf4: Option<bool>) -> Model {
-    let mut options = plan::options(config, 16, 2);
+    let mut options = plan::options(config, 16, &Target::Cpu { threads: 2 });
     options.dtype = dtype;
     options.nf4 = nf4;
     model::load(base, &options, &Device::cpu(2), &|_, _| {}).unwrap()
@@ -79,7 +79,7 @@ fn pass(model: &Model, policy: Policy) -> Passed {
     let logits = model.logits(&batch, &rows).unwrap().to_f64();
     let mut flat = model.params.zeros_like().unwrap();
     let scale = 1.0 / batch.labels as f64;
-    let p = Pass { policy, dropout: 0.0, neftune: None, seed: 0, micro_step: 0, scale };
+    let p = Pass { policy: policy.into(), dropout: 0.0, neftune: None, seed: 0, micro_step: 0, scale };
     let mut loss = Tensor::zeros(1, 1, DType::F64, &model.device).unwrap();
     model.loss_and_grad(&batch, p, &mut loss, &mut flat).unwrap();
     let loss = loss.to_f64()[0] * scale;

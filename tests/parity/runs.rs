@@ -89,22 +89,30 @@ fn two_at_a_time<T: Sync>(items: &[T], work: impl Fn(&T, &mut Failures) + Sync) 
     f.report();
 }
 
-/// The largest distance between what LLaMA-Factory itself gives for one run in its three ways to bf16: a bf16 base with
-/// and without autocast, and an f32 base with it. Nothing that rounds to bf16 at other places can be held to less.
+/// Losses: what the project promises (the runs have so many labels a step that rounding stays below: "Rounding in bf16" in
+/// tests/golden/README.md).
+///
+/// The others: D, the largest distance between what LLaMA-Factory itself gives for one run in its three ways to bf16: a
+/// bf16 base with and without autocast, and an f32 base with it. Nothing that rounds to bf16 at other places can be held
+/// to less. The distance of a tensor is over hundreds of values; that of a gradient norm is one number a step, and small
+/// by luck in many. If none of the three is further than D from the exact norm, a fourth of that quality is up to 2 D
+/// from each.
 fn bf16_limits() -> Limits {
-    let variants = ["bf16", "bf16_of_bf16", "pure_bf16_model"].map(expected);
-    let largest = |key: &str| {
-        let pairs = variants.iter().flat_map(|a| variants.iter().map(move |b| (a, b)));
-        let rows = pairs.flat_map(|(a, b)| rows(a).iter().zip(rows(b)));
-        rows.filter_map(|(a, b)| Some(relative(a[key].as_f64()?, b[key].as_f64()?))).fold(0.0, f64::max)
-    };
-    // Their tensors were kept for one of the three, so the distance between bf16 and f32 stands in.
+    let variants = ["bf16", "bf16_of_bf16", "pure_bf16_model"];
+    let pairs = || variants.iter().flat_map(|a| variants.iter().map(move |b| (*a, *b)));
+    let grad_norm = pairs().flat_map(|(a, b)| {
+        let norms = |run| rows(&expected(run)).iter().filter_map(|r| r["grad_norm"].as_f64()).collect::<Vec<_>>();
+        norms(a).into_iter().zip(norms(b)).map(|(a, b)| relative(a, b)).collect::<Vec<_>>()
+    });
+    let grad_norm = 2.0 * grad_norm.fold(0.0, f64::max);
     let open = |run: &str| Checkpoint::open_file(&golden(&format!("runs/expected/{run}.safetensors"))).unwrap();
-    let (a, b) = (open("bf16_of_bf16"), open("qwen3"));
-    let tensors = a.names().map(|n| distance(&widen(&values(&a, n)), &widen(&values(&b, n)))).fold(0.0, f64::max);
-    let limits = Limits { loss: largest("loss"), grad_norm: largest("grad_norm"), tensors };
-    assert!(limits.loss < 2e-3 && limits.grad_norm < 2e-2 && limits.tensors < 2e-2, "bf16 variants lie close");
-    limits
+    let tensors = pairs().flat_map(|(a, b)| {
+        let (a, b) = (open(a), open(b));
+        a.names().map(|n| distance(&widen(&values(&a, n)), &widen(&values(&b, n)))).collect::<Vec<_>>()
+    });
+    let tensors = tensors.fold(0.0, f64::max);
+    assert!(grad_norm > 0.0 && grad_norm < 7e-3 && tensors > 0.0 && tensors < 3e-3, "{grad_norm:e} {tensors:e}");
+    Limits { loss: 1e-3, grad_norm, tensors }
 }
 
 /// For each row and key of the unstable run, how far three runs from starting values changed in their last bit are

@@ -1,9 +1,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::Attention;
+use super::{Attention, Paged};
 use crate::device::gemm::{View, gemm};
-use crate::device::par::{Blocks, blocks_of, for_blocks};
+use crate::device::par::{Blocks, blocks_of, for_blocks, for_rows, rows_of};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
 use crate::ops::sums::sum;
@@ -216,4 +216,39 @@ fn softmax_bwd<T: Float>(
         p[c] = T::narrow(prob);
         ds[c] = T::narrow(scale * prob * (dp[c] - delta));
     }
+}
+
+/// A task is some sequences. `width` is the number of places for pages that each has.
+pub(super) fn decode<T: Float>(pool: &Pool, o: &mut [T], q: &[T], k: &[T], v: &[T], a: &Paged, width: usize) {
+    let (d, group) = (a.head_dim, a.heads / a.kv_heads);
+    let scale = T::Acc::of(1.0 / (d as f64).sqrt());
+    let (pages, lengths) = (a.pages.numbers(), a.lengths.numbers());
+    for_rows(pool, 1, rows_of(o, a.heads * d), |rows, o| {
+        for (n, o) in rows.zip(o.chunks_exact_mut(a.heads * d)) {
+            let past = lengths[n] as usize;
+            let keys = a.window.map_or(0, |w| past.saturating_sub(w))..past;
+            if keys.is_empty() {
+                continue;
+            }
+            for (h, o) in o.chunks_exact_mut(d).enumerate() {
+                let q = &q[(n * a.heads + h) * d..][..d];
+                let row = |j: usize| {
+                    let row = pages[n * width + j / a.page] as usize * a.page + j % a.page;
+                    (row * a.kv_heads + h / group) * d
+                };
+                let score = |j| {
+                    let k = &k[row(j)..][..d];
+                    sum(d, |c| q[c].acc() * k[c].acc())
+                };
+                let scores: Vec<T::Acc> = keys.clone().map(score).collect();
+                let mut p = vec![T::narrow(T::Acc::of(0.0)); scores.len()];
+                softmax(&scores, &mut p, 0..scores.len(), scale);
+                let mut sums = vec![T::Acc::of(0.0); d];
+                for (p, j) in p.iter().zip(keys.clone()) {
+                    sums.iter_mut().zip(&v[row(j)..]).for_each(|(sum, v)| *sum += p.acc() * v.acc());
+                }
+                o.iter_mut().zip(&sums).for_each(|(o, &s)| *o = T::narrow(s));
+            }
+        }
+    });
 }

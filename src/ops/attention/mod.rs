@@ -6,14 +6,18 @@
 //!
 //! The scores of a masked pair are never computed, and P exists one tile of queries at a time. Rounding points: P and dS
 //! to the storage type; sums in the accumulator type.
+//!
+//! [`decode`] is the same for one new query a sequence, with the keys and values before it in pages.
 
 mod cpu;
+mod launch;
+
+use std::borrow::Cow;
 
 use crate::by_dtype;
-use crate::device::Exec;
+use crate::device::{Device, Exec};
 use crate::error::{Error, Result};
-use crate::ops::no_kernel;
-use crate::tensor::{Float, Index, Tensor};
+use crate::tensor::{DType, Float, Index, Tensor};
 
 /// What attention looks at.
 #[derive(Clone, Copy)]
@@ -22,10 +26,35 @@ pub struct Attention<'a> {
     /// Divides `heads`: each serves heads / kv_heads query heads.
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Starts of the spans, and the number of tokens last.
+    /// Starts of the spans, and the number of tokens last; for kernels made by [`spans`].
     pub cu_seqlens: &'a Index<'a>,
     /// Keys a query sees, itself included; None: all before it.
     pub window: Option<usize>,
+}
+
+/// `cu_seqlens` for [`Attention`] on `device`, where q, k and v have `rows` rows. Kernels read a table made of it: how many
+/// rows belong to a span, and of each row where its span begins and ends.
+///
+/// # Errors
+/// [`Error::Memory`].
+pub fn spans<'a>(cu_seqlens: impl Into<Cow<'a, [u32]>>, rows: usize, device: &Device) -> Result<Index<'a>> {
+    let numbers = cu_seqlens.into();
+    if !device.runs_kernels() {
+        return Ok(Index::host(numbers));
+    }
+    let mut table = vec![0; table_len(rows)];
+    table[0] = numbers.last().copied().unwrap_or(0);
+    for span in numbers.windows(2) {
+        for i in span[0] as usize..(span[1] as usize).min(rows) {
+            table[2 * i + 2..2 * i + 4].copy_from_slice(span);
+        }
+    }
+    Index::with_table(numbers, &table, device)
+}
+
+/// Numbers of the table that [`spans`] makes.
+fn table_len(rows: usize) -> usize {
+    2 * rows + 2
 }
 
 /// lse (tokens, heads) in the accumulator type.
@@ -46,7 +75,7 @@ pub fn fwd(q: &Tensor, k: &Tensor, v: &Tensor, a: Attention) -> Result<(Tensor, 
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
             cpu::fwd::<T>(pool, o.slice_mut(), lse.slice_mut(), q.slice(), k.slice(), v.slice(), &a)
         }),
-        Exec::Kernels(_) => return Err(no_kernel("attention", "not built")),
+        Exec::Kernels(l) => launch::fwd(l, &mut o, &mut lse, [q, k, v], &a)?,
         Exec::Plan(p) => p.flops(4.0 * pairs(&a) * q.cols() as f64),
     }
     Ok((o, Saved { lse }))
@@ -71,15 +100,93 @@ pub fn bwd(
     let mut dq = q.like()?;
     let mut dk = k.like()?;
     let mut dv = v.like()?;
+    // Kernels compute D beforehand.
+    let kernels = q.device().runs_kernels();
+    let mut delta = kernels.then(|| q.rows_like(a.heads, DType::F32)).transpose()?;
     match q.device().exec() {
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
             let grads = [dq.slice_mut::<T>(), dk.slice_mut(), dv.slice_mut()];
             cpu::bwd::<T>(pool, grads, saved.lse.slice(), [q.slice(), k.slice(), v.slice()], o.slice(), d_o.slice(), &a)
         }),
-        Exec::Kernels(_) => return Err(no_kernel("attention", "not built")),
+        Exec::Kernels(l) => {
+            let grads = [&mut dq, &mut dk, &mut dv];
+            launch::bwd(l, grads, delta.as_mut(), &saved.lse, [q, k, v, o, d_o], &a)?;
+        }
         Exec::Plan(p) => p.flops(10.0 * pairs(&a) * q.cols() as f64),
     }
     Ok([dq, dk, dv])
+}
+
+/// What one query a sequence looks at: keys and values kept in pages.
+#[derive(Clone, Copy)]
+pub struct Paged<'a> {
+    pub heads: usize,
+    /// Divides `heads`.
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// Keys a query sees, itself included; None: all.
+    pub window: Option<usize>,
+    /// Keys of a page: a multiple of 16.
+    pub page: usize,
+    /// The pages of each sequence in order, as many places a sequence; those past its keys are not looked at.
+    pub pages: &'a Index<'a>,
+    /// Keys of each sequence, that of its query included; 0: no sequence.
+    pub lengths: &'a Index<'a>,
+}
+
+/// `q` (sequences, heads * head_dim), `k`, `v` (pages * page, kv_heads * head_dim) -> o (sequences, heads * head_dim), of
+/// which rows without a sequence hold nothing. Key j of sequence n is row `pages[n][j / page] * page + j % page`. The bits
+/// of a sequence depend on nothing else in the batch.
+///
+/// # Errors
+/// [`Error::Shape`] if shapes, pages or lengths do not fit.
+pub fn decode(q: &Tensor, k: &Tensor, v: &Tensor, a: Paged) -> Result<Tensor> {
+    let width = check_paged(q, k, v, &a)?;
+    let mut o = q.like()?;
+    // Sums of each split of the keys.
+    let rows = launch::splits(&a, width).saturating_mul(q.rows().saturating_mul(a.heads));
+    let partial = || Tensor::unwritten(rows, a.head_dim + 2, DType::F32, q.device());
+    let mut partial = q.device().runs_kernels().then(partial).transpose()?;
+    match q.device().exec() {
+        Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
+            cpu::decode::<T>(pool, o.slice_mut(), q.slice(), k.slice(), v.slice(), &a, width)
+        }),
+        Exec::Kernels(l) => launch::decode(l, &mut o, partial.as_mut(), [q, k, v], &a, width)?,
+        Exec::Plan(p) => {
+            let keys = |n: &u32| a.window.map_or(*n as usize, |w| w.min(*n as usize));
+            p.flops(4.0 * a.lengths.numbers().iter().map(keys).sum::<usize>() as f64 * q.cols() as f64);
+        }
+    }
+    Ok(o)
+}
+
+/// Places for pages that each sequence has.
+fn check_paged(q: &Tensor, k: &Tensor, v: &Tensor, a: &Paged) -> Result<usize> {
+    q.expect("attention q", a.lengths.rows(), a.heads * a.head_dim, q.dtype())?;
+    k.expect("attention k", k.rows(), a.kv_heads * a.head_dim, q.dtype())?;
+    v.expect("attention v", k.rows(), k.cols(), q.dtype())?;
+    if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) || a.window == Some(0) {
+        let why = format!("{} heads, {} kv heads, window {:?}", a.heads, a.kv_heads, a.window);
+        return Err(Error::shape("attention", why));
+    }
+    if a.page == 0 || !a.page.is_multiple_of(16) || !k.rows().is_multiple_of(a.page) {
+        let why = format!("{} keys; must be a multiple of 16 and divide the {} of the cache", a.page, k.rows());
+        return Err(Error::shape("attention page", why));
+    }
+    let width = a.pages.rows() / q.rows().max(1);
+    if width * q.rows() != a.pages.rows() {
+        let why = format!("has {} places for {} sequences", a.pages.rows(), q.rows());
+        return Err(Error::shape("attention pages", why));
+    }
+    for (n, &keys) in a.lengths.numbers().iter().enumerate() {
+        let used = (keys as usize).div_ceil(a.page);
+        let pages = a.pages.numbers().get(n * width..n * width + used);
+        let exist = |pages: &[u32]| pages.iter().all(|&p| (p as usize) < k.rows() / a.page);
+        if used > width || !pages.is_some_and(exist) {
+            return Err(Error::shape("attention pages", format!("sequence {n} of {keys} keys has not as many")));
+        }
+    }
+    Ok(width)
 }
 
 /// (query, key) pairs that are not masked, a head.

@@ -1,12 +1,14 @@
 //! Rows of a table by token id: x[r] = table[ids[r]], with NEFTune's noise on request (Jain et al. 2023,
 //! arXiv:2310.05914: uniform in [-m, m], m = alpha / sqrt(L d)). Backward: dtable[ids[r]] += dx[r], in the order of r.
 
+mod launch;
+
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::device::par::{for_rows, rows_of};
 use crate::device::simd::wide;
 use crate::error::{Error, Result};
-use crate::ops::{Slot, no_kernel};
+use crate::ops::Slot;
 use crate::ops::philox::{Stream, uniform};
 use crate::tensor::{Float, Index, Real, Tensor};
 
@@ -17,7 +19,8 @@ pub struct Noise {
     pub stream: Stream,
 }
 
-/// `table` (vocab, hidden), `ids` (tokens) -> x (tokens, hidden).
+/// `table` (vocab, hidden), `ids` (tokens) -> x (tokens, hidden). (Kernels read the noise's bound, seed and step from the
+/// device's step.)
 ///
 /// # Errors
 /// [`Error::Shape`] if an id lies outside the table.
@@ -30,7 +33,7 @@ pub fn fwd(table: Slot, ids: &Index, noise: Option<Noise>) -> Result<Tensor> {
     x.set_live(ids.live_rows());
     let device = x.device().clone();
     match device.exec() {
-        Exec::Kernels(_) => return Err(no_kernel("embedding", "not built")),
+        Exec::Kernels(l) => launch::fwd(l, &mut x, table, ids, noise)?,
         Exec::Plan(_) => {}
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
             let (table, ids) = (table.slice::<T>(), ids.numbers());
@@ -57,7 +60,7 @@ pub fn fwd(table: Slot, ids: &Index, noise: Option<Noise>) -> Result<Tensor> {
 pub fn bwd(table: Slot, ids: &Index, dx: &Tensor, grads: &mut Tensor) -> Result<()> {
     dx.expect("embedding dx", ids.rows(), table.cols, table.tensor.dtype())?;
     match dx.device().exec() {
-        Exec::Kernels(_) => return Err(no_kernel("embedding backward", "not built")),
+        Exec::Kernels(l) => launch::bwd(l, table, ids, dx, grads)?,
         Exec::Plan(_) => {}
         Exec::Cpu(_) => by_dtype!(dx.dtype(), T => {
             let g = table.grad_of::<<T as Float>::Acc>(grads);
@@ -95,7 +98,7 @@ pub fn scatter(dy: &Tensor, rows: &Index, like: &Tensor) -> Result<Tensor> {
     x.fill_zero();
     let n = dy.cols();
     match dy.device().exec() {
-        Exec::Kernels(_) => return Err(no_kernel("scatter", "not built")),
+        Exec::Kernels(l) => launch::scatter(l, &mut x, dy, rows)?,
         Exec::Plan(_) => {}
         Exec::Cpu(_) => by_dtype!(dy.dtype(), T => {
             let x = x.slice_mut::<T>();

@@ -1,27 +1,61 @@
 //! The Euclidean norm of the flat gradient: squares summed in f64, chunk by chunk, in a fixed order.
 
+mod cpu;
+mod launch;
+
 use crate::by_dtype;
-use crate::device::Exec;
-use crate::device::par::{for_rows, rows_of};
-use crate::device::simd::wide;
-use crate::ops::sums::sum;
-use crate::tensor::{Float, Real, Tensor};
+use crate::device::{Device, Exec, abi};
+use crate::error::Result;
+use crate::ops::no_kernel;
+use crate::tensor::{DType, Tensor};
 
-/// Elements of one partial sum. Part of the definition: another size would give other last bits.
-const CHUNK: usize = 1 << 14;
+/// Where a norm is left, so that nobody waits for it; and what computing it needs.
+pub struct Norm {
+    /// (1, 1) f64.
+    pub value: Tensor,
+    /// The kernels' sums of chunks, f64.
+    partial: Option<Tensor>,
+}
 
-/// sqrt(sum g^2). NaN or infinite if any element is. 0 in a plan.
-pub fn run(g: &Tensor) -> f64 {
-    let Exec::Cpu(pool) = g.device().exec() else { return 0.0 };
-    by_dtype!(g.dtype(), T => {
-        let g = g.slice::<T>();
-        let mut partial = vec![0.0f64; g.len().div_ceil(CHUNK)];
-        for_rows(pool, 1, rows_of(&mut partial, 1), |r, out| {
-            for (i, out) in r.zip(out) {
-                let g = &g[i * CHUNK..((i + 1) * CHUNK).min(g.len())];
-                *out = wide(|| sum(g.len(), |c| { let x = g[c].acc().f64(); x * x }));
-            }
-        });
-        partial.iter().sum::<f64>().sqrt()
-    })
+impl Norm {
+    /// For a gradient of `n` elements on `device`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Memory`].
+    pub fn new(n: usize, device: &Device) -> Result<Self> {
+        let chunks = n.div_ceil(abi::GRAD_NORM_CHUNK as usize);
+        let partial = match device.runs_kernels() {
+            true => Some(Tensor::unwritten(1, chunks, DType::F64, device)?),
+            false => None,
+        };
+        Ok(Norm { value: Tensor::zeros(1, 1, DType::F64, device)?, partial })
+    }
+}
+
+/// `norm.value` = sqrt(sum g^2): NaN or infinite if any element is.
+///
+/// # Errors
+/// [`crate::Error::Shape`] unless `norm` was made for as many elements and kernels, if they are to compute it, are given f32.
+pub fn into(g: &Tensor, norm: &mut Norm) -> Result<()> {
+    match g.device().exec() {
+        Exec::Cpu(pool) => {
+            by_dtype!(g.dtype(), T => norm.value.slice_mut::<f64>()[0] = cpu::norm::<T>(pool, g.slice()))
+        }
+        Exec::Kernels(l) => {
+            let partial = norm.partial.as_mut().ok_or_else(|| no_kernel("grad_norm", "a norm made for the CPU"))?;
+            launch::into(l, &mut norm.value, partial, g)?;
+        }
+        Exec::Plan(p) => p.flops(2.0 * g.len() as f64),
+    }
+    Ok(())
+}
+
+/// The norm itself: waits for it. 0 in a plan.
+///
+/// # Errors
+/// As [`into`], and [`crate::Error::Memory`].
+pub fn run(g: &Tensor) -> Result<f64> {
+    let mut norm = Norm::new(g.len(), g.device())?;
+    into(g, &mut norm)?;
+    Ok(if g.device().is_plan() { 0.0 } else { norm.value.read::<f64>(0, 1)[0] })
 }

@@ -4,14 +4,13 @@
 //! Backward, with g = dy * w and m[r] = mean_c g[r,c] * x[r,c]:
 //! dx[r,c] = rstd[r] * (g[r,c] - x[r,c] * rstd[r]^2 * m[r]); dw[c] += sum_r dy[r,c] * x[r,c] * rstd[r].
 
-mod cpu;
 mod launch;
 
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
-use crate::ops::Slot;
-use crate::tensor::Tensor;
+use crate::ops::{Slot, rms};
+use crate::tensor::{DType, Tensor};
 
 /// Normalises groups of `w.len()` elements of `x`: a row, or a head of it. `x` (rows, cols) -> `y` (rows, cols).
 ///
@@ -21,7 +20,7 @@ pub fn fwd(x: &Tensor, w: Slot, eps: f64) -> Result<Tensor> {
     check(x, w)?;
     let mut y = x.like()?;
     match x.device().exec() {
-        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => cpu::fwd::<T>(pool, y.slice_mut(), x.slice(), w.slice(), eps)),
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => rms::fwd::<T>(pool, y.slice_mut(), x.slice(), w.slice(), eps)),
         Exec::Kernels(l) => launch::fwd(l, &mut y, x, w, eps)?,
         Exec::Plan(p) => p.flops(4.0 * x.len() as f64),
     }
@@ -48,17 +47,23 @@ pub fn bwd(
         None => (x.like()?, false),
     };
     dx.expect("rms_norm dx", x.rows(), x.cols(), x.dtype())?;
+    let grads = grads.filter(|_| w.grad);
+    // Kernels hand rstd from one launch to the next.
+    let mut rstd = match grads.is_some() && x.device().runs_kernels() {
+        true => Some(x.rows_like(x.cols() / w.len(), DType::F32)?),
+        false => None,
+    };
     match x.device().exec() {
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
-            cpu::bwd::<T>(pool, dx.slice_mut(), accumulate, x.slice(), w.slice(), dy.slice(), eps);
-            if let (true, Some(g)) = (w.grad, grads) {
-                cpu::bwd_weight::<T>(pool, w.grad_of(g), x.slice(), dy.slice(), eps);
+            rms::bwd::<T>(pool, dx.slice_mut(), accumulate, x.slice(), w.slice(), dy.slice(), eps);
+            if let Some(g) = grads {
+                rms::bwd_weight::<T>(pool, w.grad_of(g), x.slice(), dy.slice(), eps);
             }
         }),
         Exec::Kernels(l) => {
-            launch::bwd(l, &mut dx, accumulate, x, w, dy, eps)?;
-            if let (true, Some(g)) = (w.grad, grads) {
-                launch::bwd_weight(l, g, x, w, dy, eps)?;
+            launch::bwd(l, &mut dx, rstd.as_mut(), accumulate, x, w, dy, eps)?;
+            if let (Some(g), Some(rstd)) = (grads, &rstd) {
+                launch::bwd_weight(l, g, rstd, x, w, dy)?;
             }
         }
         Exec::Plan(p) => p.flops(8.0 * x.len() as f64),

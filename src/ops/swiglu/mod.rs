@@ -3,11 +3,11 @@
 //! Backward: du = dh * silu(g); dg = dh * u * sigma(g) * (1 + g * (1 - sigma(g))).
 
 mod cpu;
+mod launch;
 
 use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::Result;
-use crate::ops::no_kernel;
 use crate::tensor::Tensor;
 
 /// `gate`, `up` (rows, cols) -> h (rows, cols).
@@ -19,7 +19,7 @@ pub fn fwd(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let mut h = gate.like()?;
     match gate.device().exec() {
         Exec::Cpu(pool) => by_dtype!(gate.dtype(), T => cpu::fwd::<T>(pool, h.slice_mut(), gate.slice(), up.slice())),
-        Exec::Kernels(_) => return Err(no_kernel("swiglu", "not built")),
+        Exec::Kernels(l) => launch::fwd(l, &mut h, gate, up)?,
         Exec::Plan(p) => p.flops(5.0 * gate.len() as f64),
     }
     Ok(h)
@@ -36,7 +36,7 @@ pub fn bwd(mut gate: Tensor, mut up: Tensor, dh: &Tensor) -> Result<(Tensor, Ten
         Exec::Cpu(pool) => {
             by_dtype!(dh.dtype(), T => cpu::bwd::<T>(pool, gate.slice_mut(), up.slice_mut(), dh.slice()))
         }
-        Exec::Kernels(_) => return Err(no_kernel("swiglu", "not built")),
+        Exec::Kernels(l) => launch::bwd(l, &mut gate, &mut up, dh)?,
         Exec::Plan(p) => p.flops(10.0 * dh.len() as f64),
     }
     Ok((gate, up))

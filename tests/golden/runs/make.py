@@ -83,6 +83,14 @@ def family(name, **more):
 
 NF4 = {"quantization_bit": 4}
 PT = {"stage": "pt", "template": None}
+# Four steps of 40 rows an epoch, about a thousand labels each: ../README.md, "Rounding in bf16", says why so many.
+BF16 = {
+    "model_name_or_path": "../models/qwen3_bf16",
+    "dataset": "alpaca,sharegpt,thinking,prompt,plain",
+    "disable_shuffling": False,
+    "per_device_train_batch_size": 10,
+    "gradient_accumulation_steps": 4,
+}
 
 RUNS = {
     # families, each with its own template, plain and on a 4-bit base
@@ -151,10 +159,10 @@ RUNS = {
     "rslora": {"adapter_name_or_path": "../models/qwen3/adapter_rslora"},
     "additional_target": family("llama3", template="llama3", adapter_name_or_path="../models/llama3/adapter_lm_head"),
     "embed_tokens": {"adapter_name_or_path": "../models/qwen3/adapter_embed_tokens"},
-    "bf16": {"bf16": True},
-    "bf16_of_bf16": {"bf16": True, "model_name_or_path": "../models/qwen3_bf16"},
-    "bf16_nf4": {"bf16": True, "model_name_or_path": "../models/qwen3_bf16"} | NF4,
-    "pure_bf16_model": {"model_name_or_path": "../models/qwen3_bf16"},
+    "bf16": BF16 | {"bf16": True, "model_name_or_path": "../models/qwen3"},
+    "bf16_of_bf16": BF16 | {"bf16": True},
+    "bf16_nf4": BF16 | {"bf16": True} | NF4,
+    "pure_bf16_model": BF16,
     # the trainer
     "eval": {"val_size": 0.2, "eval_strategy": "steps", "eval_steps": 3, "per_device_eval_batch_size": 3},
     "eval_epoch": {
@@ -193,8 +201,8 @@ RUNS = {
 # Kept whole; of the others only the norm of each final tensor is kept.
 WHOLE = {
     "qwen3", "qwen3_nf4", "qwen2", "qwen2_nf4", "llama2", "llama2_nf4", "llama3", "llama3_nf4", "mistral", "mistral_nf4",
-    "sharegpt", "shuffled", "packing", "neat_packing", "train_on_prompt", "pt", "rslora", "bf16_of_bf16", "early_stopping",
-    "no_clip",
+    "sharegpt", "shuffled", "packing", "neat_packing", "train_on_prompt", "pt", "rslora", "early_stopping", "no_clip",
+    "bf16", "bf16_of_bf16", "pure_bf16_model",
 }  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+//! Root-mean-square norm of groups on the CPU, for the ops `rms_norm` (formulas there) and `rope`.
+
 use crate::device::par::{for_rows, rows_of};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
@@ -11,7 +13,7 @@ fn rstd<T: Float>(x: &[T], eps: f64) -> T::Acc {
     (mean + T::Acc::of(eps)).sqrt().recip()
 }
 
-pub(super) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], eps: f64) {
+pub(crate) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], eps: f64) {
     let n = w.len();
     for_rows(pool, 32, rows_of(y, n), |rows, y| {
         wide(|| {
@@ -25,7 +27,7 @@ pub(super) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], eps: f64
     });
 }
 
-pub(super) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T], w: &[T], dy: &[T], eps: f64) {
+pub(crate) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T], w: &[T], dy: &[T], eps: f64) {
     let n = w.len();
     for_rows(pool, 32, rows_of(dx, n), |rows, dx| {
         wide(|| {
@@ -44,7 +46,7 @@ pub(super) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T]
 }
 
 /// dw[c] += sum over rows, in the order of the rows.
-pub(super) fn bwd_weight<T: Float>(_pool: &Pool, dw: &mut [T::Acc], x: &[T], dy: &[T], eps: f64) {
+pub(crate) fn bwd_weight<T: Float>(_pool: &Pool, dw: &mut [T::Acc], x: &[T], dy: &[T], eps: f64) {
     let n = dw.len();
     wide(|| {
         for (x, dy) in x.chunks_exact(n).zip(dy.chunks_exact(n)) {

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Puts everything that a machine with a GPU and nothing but its driver needs into one folder: `make gpu-bundle`.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-target/gpu-bundle}
+# A build without a compiler for kernels would make a bundle that only says so.
+features=(--features host-kernels)
+rm -rf "$out"
+mkdir -p "$out/configs"
+
+# The path of the one executable that a cargo command builds for `$1`.
+built() {
+  local name=$1
+  shift
+  "$@" --message-format=json | python3 -c '
+import json, sys
+paths = [m["executable"] for m in map(json.loads, sys.stdin)
+         if m.get("reason") == "compiler-artifact" and m.get("executable") and m["target"]["name"] == sys.argv[1]]
+print(paths[-1])' "$name"
+}
+
+cp "$(built qlora-engine cargo build --release --bin qlora-engine)" "$out/qlora-engine"
+cp "$(built kernels cargo test --release "${features[@]}" --test kernels --no-run)" "$out/conformance"
+cp "$(built kernels cargo bench "${features[@]}" --bench kernels --no-run)" "$out/bench"
+strip "$out/qlora-engine" "$out/conformance" "$out/bench"
+mkdir "$out/assets"
+cp -r assets/tiny-base assets/data "$out/assets/"
+cp configs/medical_qlora.yaml "$out/configs/"
+cp benches/gpu/run.sh "$out/run.sh"
+
+# What the executables ask of the machine: the C library of the oldest system in use, and no C++ library.
+for exe in qlora-engine conformance bench; do
+  newest=$(objdump -T "$out/$exe" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
+  if [ "$(printf '%s\nGLIBC_2.34\n' "$newest" | sort -V | tail -1)" != GLIBC_2.34 ]; then
+    echo "gpu-bundle: $exe needs $newest; 2.34 is the newest that every supported system has" >&2
+    exit 1
+  fi
+  if objdump -p "$out/$exe" | grep -q 'NEEDED.*libstdc++'; then
+    echo "gpu-bundle: $exe needs libstdc++" >&2
+    exit 1
+  fi
+done
+size=$(du -sm "$out" | cut -f1)
+if [ "$size" -ge 40 ]; then
+  echo "gpu-bundle: $out has $size MB; the limit is 40" >&2
+  exit 1
+fi
+echo "gpu-bundle: $out, $size MB; on the machine with the GPU: bash run.sh"

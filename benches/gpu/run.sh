@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU and its driver: every kernel against the CPU, a short training run, the benches, and a
+# table of all of it last. Results go to the folder $OUT, or ./out. Nothing is installed.
+set -uo pipefail
+cd "$(dirname "$0")"
+out=${OUT:-$PWD/out}
+mkdir -p "$out"
+export QLORA_TEST_ROOT=$PWD
+rows=()
+failed=0
+
+# Runs the rest of its arguments; what is printed goes to $out/$1.log, and one line to the table.
+step() {
+  local name=$1 began=$SECONDS status
+  shift
+  "$@" >"$out/$name.log" 2>&1
+  status=$?
+  [ $status -eq 0 ] || failed=1
+  rows+=("$(printf '%-28s %-8s %5d s   %s' "$name" "$([ $status -eq 0 ] && echo ok || echo "FAILED $status")" \
+    $((SECONDS - began)) "$(grep -E 'test result|done:|error' "$out/$name.log" | tail -1)")")
+}
+
+step environment ./qlora-engine env
+step conformance-on-gpu env QLORA_TEST_DEVICE=cuda ./conformance --test-threads 1
+step training ./qlora-engine train configs/medical_qlora.yaml output_dir="$out/run"
+step training-again ./qlora-engine train configs/medical_qlora.yaml output_dir="$out/run-again"
+step same-bits cmp "$out/run/adapter_model.safetensors" "$out/run-again/adapter_model.safetensors"
+step training-on-cpu ./qlora-engine train configs/medical_qlora.yaml output_dir="$out/run-cpu" use_cpu=true bf16=true
+step bench ./bench --bench
+
+echo
+cat "$out/environment.log"
+echo
+grep -E '^(time|bench|[a-z_]+ .*(TFLOP|GB)/s)' "$out/bench.log"
+echo
+printf '%s\n' "${rows[@]}"
+exit $failed

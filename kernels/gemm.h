@@ -1,0 +1,44 @@
+// gemm: bf16 products on tensor cores, with what a linear layer adds to them.
+//
+//   nt   C (m, n) = alpha * (A2 B2^T + A B^T) + bias + add (+ C)     A (m, k), B (n, k); A2 (m, k2), B2 (n, k2)
+//   nn   C (m, n) = alpha * (A2 B2 + A B) + bias + add (+ C)         A (m, k), B (k, n); A2 (m, k2), B2 (k2, n)
+//   tn   C (m, n) += alpha * A^T B, summed over live rows            A (k, m), B (k, n); C f32
+//
+// Rounding  operands are bf16, sums f32 in the order of k (the second pair first), bias, add and C are added in f32, and the
+//           result is rounded once. A dropped operand is rounded to bf16 after its division by 1 - rate.
+// Bits      the same whatever the tile, except `thin`, in which each of 8 warps sums every eighth 16 of k. Those of a row of
+//           nt and nn depend on that row of A alone. tn sums blocks of `split` rows, and these in their order.
+// Shapes    any m, n, k >= 1, any leading dimensions; fast where they are multiples of 8 and addresses of 16 bytes.
+// Launch    grid = (tiles of m * tiles of n, tn: ceil(k / split)); a tile is GEMM_<shape>_M x GEMM_<shape>_N ("wide" is "tall"
+//           with M and N exchanged), block = GEMM_<shape>_BLOCK, shared memory GEMM_<shape>_SHARED.
+//           thin: few columns (a low rank); tall, wide: n or m is a low rank.
+//           sum: grid = ceil(m * n / GEMM_SUM_BLOCK), after a split tn: C += alpha * sum over splits of partial.
+//           columns: grid = ceil(n / 32), block = GEMM_COLUMNS_BLOCK: C (1, n) f32 += sum over live rows of A (k, n).
+// Writes    the live rows of C.
+// Bound     compute: 2 m n (k + k2) operations; thin, tall, wide: memory.
+#pragma once
+#include "include/gemm.h"
+
+#define GEMM_128_M 128
+#define GEMM_128_N 128
+#define GEMM_128_BLOCK 256
+#define GEMM_128_SHARED 49152
+
+#define GEMM_64_M 64
+#define GEMM_64_N 64
+#define GEMM_64_BLOCK 128
+#define GEMM_64_SHARED 32768
+
+#define GEMM_THIN_M 32
+#define GEMM_THIN_N 32
+#define GEMM_THIN_BLOCK 256
+#define GEMM_THIN_SHARED 49152
+
+#define GEMM_TALL_M 128
+#define GEMM_TALL_N 32
+#define GEMM_TALL_BLOCK 128
+#define GEMM_TALL_SHARED 40960
+
+#define GEMM_SUM_BLOCK 256
+#define GEMM_COLUMNS_BLOCK 256
+#define GEMM_COLUMNS_SHARED 1024

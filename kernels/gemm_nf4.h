@@ -1,0 +1,20 @@
+// gemm_nf4: the products of gemm.h with an NF4 matrix for B, dequantised inside the kernel.
+//
+//   nt   Y (m, out) = alpha * (P B2^T + X W^T) + bias + add       W (out, in) = B (n, k)
+//   nn   dX (m, in) = alpha * (Q A2 + dY W) + bias + add          the same W = B (k, n)
+//
+// Source    Dettmers et al. 2023, arXiv:2305.14314; an element of W is round_bf16(code * absmax), as src/quant/nf4.rs.
+// Rounding  as gemm.h with that W: the same bits as dequantising first.
+// Shapes    in (nt: k, nn: n) a multiple of NF4_BLOCK; packed aligned to 8 bytes. g.b and g.ldb are not used.
+// Launch    as gemm.h, with GEMM_NF4_<shape>_SHARED.
+#pragma once
+#include "include/gemm.h"
+#include "include/nf4_blocks.h"
+
+#define GEMM_NF4_128_SHARED 42048
+#define GEMM_NF4_64_SHARED 25664
+
+typedef struct {
+  Gemm g;
+  Nf4Blocks w;
+} GemmNf4;

@@ -1,0 +1,85 @@
+//! What a run computes on, and what follows from it.
+
+use super::plan::available_memory;
+use crate::config::{Config, Precision};
+use crate::device::{Card, Device, built_without_kernels, cards, driver_version};
+use crate::error::Result;
+use crate::tensor::DType;
+
+/// Where a run is planned for.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// This many threads.
+    Cpu { threads: usize },
+    /// Kernels, on a GPU of these figures.
+    Gpu(Card),
+}
+
+impl Target {
+    /// Bytes that the run may take: `max_memory`, or what there is.
+    pub fn limit(&self, config: &Config) -> Option<u64> {
+        match self {
+            _ if config.model.max_memory.is_some() => config.model.max_memory,
+            Target::Cpu { .. } => available_memory(),
+            Target::Gpu(card) => Some(card.memory),
+        }
+    }
+
+    /// dtype of activations: kernels compute in bf16 whatever the config says.
+    pub fn dtype(&self, config: &Config) -> DType {
+        match (self, config.train.precision) {
+            (Target::Cpu { .. }, Precision::F32) => DType::F32,
+            (Target::Gpu(_), _) | (_, Precision::Bf16) => DType::Bf16,
+        }
+    }
+
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        match self {
+            Target::Cpu { threads } => *threads,
+            Target::Gpu(_) => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        }
+    }
+
+    /// A device that plans for it.
+    pub(super) fn planner(&self) -> Device {
+        match self {
+            Target::Cpu { .. } => Device::plan(),
+            Target::Gpu(_) => Device::plan_kernels(),
+        }
+    }
+}
+
+/// Threads of a run: `threads`, or all cores.
+pub fn threads(config: &Config) -> usize {
+    config.train.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+}
+
+/// The device that this config trains on, here: the first GPU, or the CPU if there is none, if this program has no kernels
+/// or if `use_cpu` says so.
+///
+/// # Errors
+/// [`crate::Error::Gpu`] for a GPU or a driver that is there but cannot be used.
+pub fn pick(config: &Config) -> Result<(Device, Target)> {
+    let threads = threads(config);
+    let cpu = || Ok((Device::cpu(threads), Target::Cpu { threads }));
+    if config.model.use_cpu || driver_version()?.is_none() {
+        return cpu();
+    }
+    if built_without_kernels().is_some() || cards()?.is_empty() {
+        return cpu();
+    }
+    let device = Device::cuda(0)?;
+    let Some(gpu) = device.gpu() else { return cpu() };
+    let free = device.gpu_memory()?.map_or(0, |(free, _)| free as u64);
+    let card = Card {
+        name: gpu.name.clone(),
+        memory: free.saturating_sub(RESERVE),
+        flops: gpu.flops(),
+        bandwidth: gpu.bandwidth().unwrap_or(0.0),
+    };
+    Ok((device, Target::Gpu(card)))
+}
+
+/// Bytes that are left to the driver: its own buffers grow while kernels are loaded.
+const RESERVE: u64 = 256 << 20;

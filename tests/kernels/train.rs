@@ -1,0 +1,114 @@
+//! Whole training runs of the shipped tiny base on kernels: the CPU's losses, and the same bits however they are run.
+
+use std::path::Path;
+
+use crate::*;
+use qlora_engine::config::{self, Config, Format};
+use qlora_engine::data::batch::Padding;
+use qlora_engine::data::{Batch, Sample};
+use qlora_engine::device::Card;
+use qlora_engine::model::{self, Model, Pass, Policy};
+use qlora_engine::train::{Control, Event, Target, plan, train_on};
+
+/// Optimizer steps of a run; under AddressSanitizer, which is slow, fewer and smaller ones.
+const STEPS: usize = if cfg!(feature = "host-asan") { 2 } else { 20 };
+/// Rows of a batch, and tokens of a row.
+const ROWS: usize = if cfg!(feature = "host-asan") { 1 } else { 4 };
+const TOKENS: usize = 64;
+
+/// A card on which everything is kept.
+fn card() -> Target {
+    Target::Gpu(Card { name: "test".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11 })
+}
+
+fn config(output: &Path, extra: &str) -> Config {
+    let root = root();
+    let text = format!(
+        "model_name_or_path: {0}/assets/tiny-base\ndataset_dir: {0}/assets/data\ndataset: medical_demo\n\
+         template: qwen3_nothink\ncutoff_len: {TOKENS}\nstage: sft\ndo_train: true\nfinetuning_type: lora\n\
+         lora_target: all\nlora_rank: 8\nlearning_rate: 2.0e-3\nmax_steps: {STEPS}\n\
+         per_device_train_batch_size: {ROWS}\nlogging_steps: 1\nreport_to: none\noutput_dir: {1}\n{extra}",
+        root.display(),
+        output.display(),
+    );
+    config::from_str(&text, Format::Yaml, &[]).unwrap()
+}
+
+/// The losses of a run, and the adapter that it leaves.
+fn run(device: &Device, target: &Target, extra: &str) -> (Vec<f64>, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut losses = Vec::new();
+    let mut watch = |event: &Event<'_>| {
+        if let Event::Step(step) = event {
+            losses.push(step.loss);
+        }
+        Control::Continue
+    };
+    train_on(&config(dir.path(), extra), device, target, &mut watch).unwrap();
+    assert_eq!(losses.len(), STEPS);
+    (losses, std::fs::read(dir.path().join("adapter_model.safetensors")).unwrap())
+}
+
+/// The kernels' losses may be off the f32 run's at most twice as far as those of plain bf16 arithmetic (the CPU's run in
+/// bf16) ever are; dropout, NF4 and NEFTune take part, which all depend on the same random numbers.
+#[test]
+fn losses_are_those_of_the_cpu() {
+    let cpu = (Device::cpu(2), Target::Cpu { threads: 2 });
+    for extra in ["quantization_bit: 4\nlora_dropout: 0.1\n", "neftune_noise_alpha: 5\n"] {
+        let (want, _) = run(&cpu.0, &cpu.1, extra);
+        let (plain, _) = run(&cpu.0, &cpu.1, &format!("{extra}bf16: true\n"));
+        let (got, _) = run(&kernel_devices()[0].1, &card(), extra);
+        let limit = 2.0 * max_err(&plain, &want);
+        let e = max_err(&got, &want);
+        assert!(e <= limit, "{extra:?}: error {e:.3e} > {limit:.3e}\nkernels {got:?}\ncpu {want:?}");
+        if STEPS > 10 {
+            assert!(got[STEPS - 1] < 0.8 * got[0], "{extra:?}: the loss does not fall: {got:?}");
+        }
+    }
+}
+
+#[test]
+fn runs_are_equal_to_the_bit() {
+    let extra = "quantization_bit: 4\nlora_dropout: 0.1\n";
+    let (first, adapter) = run(&kernel_devices()[0].1, &card(), extra);
+    let (again, adapter_again) = run(&kernel_devices()[1].1, &card(), extra);
+    assert_eq!(first, again);
+    assert!(adapter == adapter_again, "the adapters differ");
+}
+
+fn tiny(device: &Device, config: &Config) -> Model {
+    let options = plan::options(config, 2 * TOKENS, &card());
+    model::load(&root().join("assets/tiny-base"), &options, device, &|_, _| {}).unwrap()
+}
+
+/// Two sequences, of which one is longer than a tile.
+fn batch() -> Batch {
+    let sample = |n: u32| Sample {
+        ids: (0..n).map(|i| 7 + i * 31 % 3000).collect(),
+        trained: vec![true; n as usize],
+        pieces: vec![n],
+        block_diagonal: false,
+    };
+    let samples = [sample(70), sample(23)];
+    Batch::collate(&samples.iter().collect::<Vec<_>>(), Padding { multiple_of: 8, at_least: 0 })
+}
+
+#[test]
+fn every_policy_gives_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path(), "quantization_bit: 4\n");
+    let device = &kernel_devices()[0].1;
+    let model = tiny(device, &config);
+    let bits = |policy: Policy| {
+        let mut grads = model.params.zeros_like().unwrap();
+        let mut loss = Tensor::zeros(1, 1, DType::F64, device).unwrap();
+        let pass = Pass { policy: policy.into(), dropout: 0.1, neftune: None, seed: 1, micro_step: 3, scale: 0.01 };
+        model.loss_and_grad(&batch(), pass, &mut loss, &mut grads).unwrap();
+        (loss.to_f64(), grads.to_f64())
+    };
+    let kept = bits(Policy::KEEP);
+    assert!(kept.1.iter().any(|&g| g != 0.0) && kept.1.iter().all(|g| g.is_finite()));
+    for policy in &Policy::CHAIN[1..] {
+        assert!(bits(*policy) == kept, "{policy} differs from keeping everything");
+    }
+}
