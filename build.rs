@@ -151,7 +151,7 @@ fn compile_fatbin(toolkit: &Toolkit, source: &Path, cache: &Path, out: &Path) ->
     let mut text = String::new();
     read_with_includes(source, &mut Vec::new(), &mut text);
     let mut hasher = DefaultHasher::new();
-    (format!("{command:?}"), toolkit.version, text).hash(&mut hasher);
+    (command.get_args().collect::<Vec<_>>(), toolkit.version, text).hash(&mut hasher);
     let to = cache.join(format!("{}-{:016x}.fatbin", stem(source), hasher.finish()));
     if to.exists() {
         return Ok(to);
