@@ -151,7 +151,7 @@ fn compile_fatbin(toolkit: &Toolkit, source: &Path, cache: &Path, out: &Path) ->
     let mut text = String::new();
     read_with_includes(source, &mut Vec::new(), &mut text);
     let mut hasher = DefaultHasher::new();
-    (format!("{command:?}"), toolkit.version, text).hash(&mut hasher);
+    (command.get_args().collect::<Vec<_>>(), toolkit.version, text).hash(&mut hasher);
     let to = cache.join(format!("{}-{:016x}.fatbin", stem(source), hasher.finish()));
     if to.exists() {
         return Ok(to);
@@ -245,7 +245,16 @@ fn compile_host(sources: &[PathBuf], asan: bool) {
     let mut build = host_compiler();
     if asan {
         build.flag("-fsanitize=address").flag("-fno-omit-frame-pointer");
-        for arg in ["-fsanitize=address", "-static-libasan"] {
+        // rustc links without the compiler's default libraries, so the runtime is named: whole, since what replaces malloc is
+        // not otherwise asked for; from the first moment on (preinit).
+        let [whole, preinit] = ["libasan.a", "libasan_preinit.o"].map(|name| {
+            let mut compiler = build.get_compiler().to_command();
+            let said = compiler.arg(format!("-print-file-name={name}")).output().expect("the C++ compiler runs");
+            let path = PathBuf::from(String::from_utf8_lossy(&said.stdout).trim());
+            assert!(path.is_file(), "host-asan: {name} of gcc is needed; apt-get install libgcc-dev brings it");
+            path.display().to_string()
+        });
+        for arg in [&preinit, "-Wl,--whole-archive", &whole, "-Wl,--no-whole-archive", "-lstdc++", "-lm"] {
             println!("cargo:rustc-link-arg={arg}");
         }
     }

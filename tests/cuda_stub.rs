@@ -369,9 +369,9 @@ fn scenario() -> Result<()> {
     // Past the end of the second block of pinned memory.
     x.write(0, &vec![2.0f32; n]);
     let y = x.copy()?;
-    let graph = zeroing(&device, &mut x)?;
     let w = tensor(1, 64, 2, &device);
     rms_norm::fwd(&tensor(2, 64, 1, &device), Slot::whole(&w), 1e-6)?;
+    let graph = zeroing(&device, &mut x)?;
     graph.launch()?;
     y.read_later::<f32>(0, 2).wait()?;
     if y.read::<f32>(n - 1, 1) != [2.0] || x.read::<f32>(0, 1) != [0.0] {

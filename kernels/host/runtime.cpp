@@ -3,6 +3,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #if !defined(__x86_64__)
@@ -273,9 +274,25 @@ void run_block(Worker& w) {
   }
 }
 
+// At the end of a thread that was a worker.
+void free_worker(void* memory) {
+  Worker* w = static_cast<Worker*>(memory);
+  munmap(w->fibers[0].stack, kStackBytes * kMaxThreads);
+#if !defined(__x86_64__)
+  free(w->scheduler.sp);
+#endif
+  free(w);
+}
+pthread_key_t ends;
+pthread_once_t once = PTHREAD_ONCE_INIT;
+void make_key() {
+  if (pthread_key_create(&ends, free_worker) != 0) abort();
+}
+
 // This thread's worker. Its memory stays with the thread.
 Worker* get_worker() {
   if (worker != nullptr) return worker;
+  pthread_once(&once, make_key);
   Worker* w = static_cast<Worker*>(calloc(1, sizeof(Worker)));
   void* stacks = mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (w == nullptr || stacks == MAP_FAILED) return nullptr;
@@ -283,6 +300,7 @@ Worker* get_worker() {
 #if !defined(__x86_64__)
   w->scheduler.sp = calloc(1, sizeof(ucontext_t));
 #endif
+  if (pthread_setspecific(ends, w) != 0) return nullptr;
   return worker = w;
 }
 

@@ -153,6 +153,7 @@ impl<P: Params> Launch<'_, P> {
             block: self.block,
             shared: self.shared,
             params: (&raw const *p).cast(),
+            #[cfg(feature = "host-kernels")]
             bytes: size_of::<P>(),
         };
         let done = self.check().and_then(|()| self.launcher.queue.launch(&work));

@@ -38,7 +38,8 @@ pub(super) struct Work {
     /// Bytes of dynamic shared memory.
     pub(super) shared: usize,
     pub(super) params: *const c_void,
-    /// Size of the struct.
+    /// Size of the struct; the driver knows it from the machine code.
+    #[cfg(feature = "host-kernels")]
     pub(super) bytes: usize,
 }
 
