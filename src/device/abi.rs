@@ -6,6 +6,45 @@ use half::bf16;
 pub const QE_MAX_PARAM_BYTES: u32 = 4096;
 pub const QE_MAX_SHARED_BYTES: u32 = 101376;
 pub const QE_WARP: u32 = 32;
+pub const ADAMW_BLOCK: u32 = 256;
+pub const ADAMW_PACK: u32 = 4;
+pub const CONVERT_BLOCK: u32 = 256;
+pub const CONVERT_PACK: u32 = 4;
+pub const GEMM_DROP_NONE: u32 = 0;
+pub const GEMM_DROP_A: u32 = 1;
+pub const GEMM_DROP_B: u32 = 2;
+pub const GEMM_DROP_SECOND: u32 = 3;
+pub const GEMM_128_M: u32 = 128;
+pub const GEMM_128_N: u32 = 128;
+pub const GEMM_128_BLOCK: u32 = 256;
+pub const GEMM_128_SHARED: u32 = 49152;
+pub const GEMM_64_M: u32 = 64;
+pub const GEMM_64_N: u32 = 64;
+pub const GEMM_64_BLOCK: u32 = 128;
+pub const GEMM_64_SHARED: u32 = 32768;
+pub const GEMM_THIN_M: u32 = 32;
+pub const GEMM_THIN_N: u32 = 32;
+pub const GEMM_THIN_BLOCK: u32 = 256;
+pub const GEMM_THIN_SHARED: u32 = 49152;
+pub const GEMM_TALL_M: u32 = 128;
+pub const GEMM_TALL_N: u32 = 32;
+pub const GEMM_TALL_BLOCK: u32 = 128;
+pub const GEMM_TALL_SHARED: u32 = 40960;
+pub const GEMM_SUM_BLOCK: u32 = 256;
+pub const GEMM_COLUMNS_BLOCK: u32 = 256;
+pub const GEMM_COLUMNS_SHARED: u32 = 1024;
+pub const NF4_BLOCK: u32 = 64;
+pub const NF4_BLOCK2: u32 = 256;
+pub const GEMM_NF4_128_SHARED: u32 = 42048;
+pub const GEMM_NF4_64_SHARED: u32 = 25664;
+pub const GRAD_NORM_BLOCK: u32 = 256;
+pub const GRAD_NORM_CHUNK: u32 = 16384;
+pub const NF4_THREADS: u32 = 256;
+pub const NF4_QUANTISE_TILE: u32 = 2048;
+pub const NF4_DEQUANTISE_TILE: u32 = 8192;
+pub const NF4_MEAN_LANES: u32 = 1024;
+pub const NF4_ZERO: u32 = 7;
+pub const NF4_TINY: f64 = 0.00000000000000000000000000000000000001;
 pub const RMS_NORM_BLOCK: u32 = 256;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -17,6 +56,139 @@ pub struct Step {
     pub seed: ::std::os::raw::c_ulonglong,
     pub scale: f32,
     pub noise: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AdamWStep {
+    pub max_norm: f64,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub rest1: f32,
+    pub rest2: f32,
+    pub step_size: f32,
+    pub root2: f32,
+    pub shrink: f32,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AdamWUpdate {
+    pub p: *mut f32,
+    pub m: *mut f32,
+    pub v: *mut f32,
+    pub copy: *mut bf16,
+    pub g: *const f32,
+    pub step: *const AdamWStep,
+    pub norm: *const f64,
+    pub loss: *const f64,
+    pub ends: *const ::std::os::raw::c_ulonglong,
+    pub n: ::std::os::raw::c_longlong,
+    pub groups: ::std::os::raw::c_int,
+    pub decays: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ConvertF32Bf16 {
+    pub y: *mut bf16,
+    pub x: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Gemm {
+    pub c: *mut ::std::os::raw::c_void,
+    pub a: *const bf16,
+    pub b: *const bf16,
+    pub a2: *const bf16,
+    pub b2: *const bf16,
+    pub bias: *const bf16,
+    pub add: *const bf16,
+    pub partial: *mut f32,
+    pub live: *const ::std::os::raw::c_uint,
+    pub step: *const Step,
+    pub m: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_longlong,
+    pub k: ::std::os::raw::c_longlong,
+    pub lda: ::std::os::raw::c_longlong,
+    pub ldb: ::std::os::raw::c_longlong,
+    pub ldc: ::std::os::raw::c_longlong,
+    pub ldadd: ::std::os::raw::c_longlong,
+    pub lda2: ::std::os::raw::c_longlong,
+    pub ldb2: ::std::os::raw::c_longlong,
+    pub split: ::std::os::raw::c_longlong,
+    pub k2: ::std::os::raw::c_int,
+    pub alpha: f32,
+    pub c_f32: ::std::os::raw::c_int,
+    pub accumulate: ::std::os::raw::c_int,
+    pub dropout: ::std::os::raw::c_int,
+    pub module: ::std::os::raw::c_uint,
+    pub drop_below: ::std::os::raw::c_uint,
+    pub keep: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Blocks {
+    pub packed: *const ::std::os::raw::c_uchar,
+    pub absmax: *const f32,
+    pub codes: *const ::std::os::raw::c_uchar,
+    pub absmax2: *const f32,
+    pub code2: *const f32,
+    pub offset: *const f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmNf4 {
+    pub g: Gemm,
+    pub w: Nf4Blocks,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GradNormPartial {
+    pub partial: *mut f64,
+    pub g: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GradNormTotal {
+    pub norm: *mut f64,
+    pub partial: *const f64,
+    pub chunks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Quantise {
+    pub packed: *mut ::std::os::raw::c_uchar,
+    pub absmax: *mut f32,
+    pub x: *const bf16,
+    pub x32: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Mean {
+    pub offset: *mut f32,
+    pub absmax: *const f32,
+    pub blocks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4QuantiseAbsmax {
+    pub codes: *mut ::std::os::raw::c_uchar,
+    pub absmax2: *mut f32,
+    pub absmax: *const f32,
+    pub offset: *const f32,
+    pub code2: *const f32,
+    pub blocks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Dequantise {
+    pub y: *mut bf16,
+    pub y32: *mut f32,
+    pub w: Nf4Blocks,
+    pub first: ::std::os::raw::c_longlong,
+    pub count: ::std::os::raw::c_longlong,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
