@@ -27,8 +27,8 @@ QE_KERNEL(gemm_nt_128, Gemm, 512) { dense<Large, Op::kNt>(p); }
 QE_KERNEL(gemm_nt_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNt>(p); }
 QE_KERNEL(gemm_nt_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNt, true>(p); }
 QE_KERNEL(gemm_nn_128, Gemm, 512) { dense<Large, Op::kNn>(p); }
-QE_KERNEL(gemm_nn_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNn, false, true>(p); }
-QE_KERNEL(gemm_nn_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNn, false, true>(p); }
+QE_KERNEL(gemm_nn_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNn>(p); }
+QE_KERNEL(gemm_nn_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNn>(p); }
 QE_KERNEL(gemm_tn_128, Gemm, 512) { transposed<Large>(p); }
 QE_KERNEL(gemm_tn_64, Gemm, GEMM_64_BLOCK) { transposed<Small>(p); }
 QE_KERNEL(gemm_tn_tall, Gemm, GEMM_TALL_BLOCK) { transposed<Tall>(p); }

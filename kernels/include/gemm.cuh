@@ -394,47 +394,49 @@ QE_DEV int next_stage(int stage) {
   return stage + 1 < S::kStages ? stage + 1 : 0;
 }
 
-// nt and nn. Steps are counted down: those of the second pair are left while more than `of_w` are.
-template <class S, Op OP, bool DROP_A = false, bool DROP_SECOND = false>
+// nt and nn.
+template <class S, Op OP, bool DROP_A = false>
 QE_DEV void dense(const Gemm& p) {
   auto& s = shared<DenseSmem<S, OP>>();
   const Place at = place<S>(p);
   const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
-  const int of_w = steps_of<S>(p.k);
-  Feed<S, OP, true> feed;
-  feed.begin(p, at, rows, p.k2 > 0);
-  const auto fetch_step = [&](int left, int to) {
-    if (left <= 0) return;
-    if (left == of_w && p.k2 > 0) feed.begin(p, at, rows, false);
-    if (DROP_A && p.dropout == GEMM_DROP_A)
-      feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, (of_w - left) * S::kK);
-    else
-      feed.a.fetch(s.a[to]);
-    feed.b.fetch(s.b[to]);
-  };
-  unsigned long long kept = 0;
-  if (DROP_SECOND && p.dropout == GEMM_DROP_SECOND) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
-  int left = of_w + steps_of<S>(p.k2);
+  const bool drops = OP == Op::kNn && p.dropout == GEMM_DROP_SECOND && p.k2 > 0;
+  volatile unsigned long long kept = 0;  // in memory: it is read once, and the loop needs the registers
+  if (drops) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
   Sums<S> sums = {};
 #pragma unroll 1
-  for (int stage = 0; stage < S::kStages - 1; ++stage) {
-    fetch_step(left - stage, stage);
-    cp_async_commit();
-  }
-  int stage = 0;
+  for (int pair = p.k2 > 0 ? 0 : 1; pair < 2; ++pair) {
+    Feed<S, OP, true> feed;
+    feed.begin(p, at, rows, pair == 0);
+    const int steps = steps_of<S>(pair == 0 ? p.k2 : p.k);
+    const auto fetch_step = [&](int step, int to) {
+      if (step >= steps) return;
+      if (DROP_A && p.dropout == GEMM_DROP_A)
+        feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
+      else
+        feed.a.fetch(s.a[to]);
+      feed.b.fetch(s.b[to]);
+    };
 #pragma unroll 1
-  for (; left > 0; --left) {
-    cp_async_wait<S::kStages - 2>();
-    sync_block();  // this step's tiles complete; those of the step before read by all
-    fetch_step(left - (S::kStages - 1), stage > 0 ? stage - 1 : S::kStages - 1);
-    cp_async_commit();
-    multiply<S, OP>(sums, s.a[stage], s.b[stage]);
-    stage = next_stage<S>(stage);
-    if (DROP_SECOND && p.dropout == GEMM_DROP_SECOND && left == of_w + 1) drop_sums<S>(sums, kept, p.keep);
+    for (int step = 0; step < S::kStages - 1; ++step) {
+      fetch_step(step, step);
+      cp_async_commit();
+    }
+    int stage = 0;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      cp_async_wait<S::kStages - 2>();
+      sync_block();  // this step's tiles complete; those of the step before read by all
+      fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
+      cp_async_commit();
+      multiply<S, OP>(sums, s.a[stage], s.b[stage]);
+      stage = next_stage<S>(stage);
+    }
+    cp_async_wait<0>();
+    if (drops && pair == 0) drop_sums<S>(sums, kept, p.keep);
+    sync_block();  // the tiles read by all
   }
-  cp_async_wait<0>();
-  sync_block();  // the tiles read by all
   write_result<S>(result(p, rows), sums, &s, at.row, at.col);
 }
 

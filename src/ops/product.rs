@@ -410,7 +410,7 @@ mod tests {
     }
 
     fn expect(what: &str, got: f64, (want, error): (f64, f64), low: bool) {
-        let limit = error + if low { (want.abs() + error) * 2f64.powi(-9) } else { want.abs() * 2f64.powi(-23) };
+        let limit = error + if low { (want.abs() + error) * 2f64.powi(-8) } else { want.abs() * 2f64.powi(-23) };
         assert!((got - want).abs() <= limit, "{what}: {got} is not {want} within {limit:.2e}");
     }
 
