@@ -401,7 +401,8 @@ QE_DEV void dense(const Gemm& p) {
   const Place at = place<S>(p);
   const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
-  const bool drops = OP == Op::kNn && p.dropout == GEMM_DROP_SECOND && p.k2 > 0;
+  constexpr bool kMayDrop = OP == Op::kNn && S::kM < Large::kM;  // the large tile has no registers left for it
+  const bool drops = kMayDrop && p.dropout == GEMM_DROP_SECOND && p.k2 > 0;
   volatile unsigned long long kept = 0;  // in memory: it is read once, and the loop needs the registers
   if (drops) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
   Sums<S> sums = {};

@@ -125,7 +125,10 @@ fn matches(c: &Case) {
     let cpu = Device::cpu(2);
     let of = |dtype, device: &Device| {
         let draw = |i| run(&Case { seed: 100 * i, ..*c }, dtype, device, Rows::All);
-        (0..draws).map(draw).reduce(|all, next| all.into_iter().zip(next).map(|(a, b)| [a, b].concat()).collect()).unwrap()
+        (0..draws)
+            .map(draw)
+            .reduce(|all, next| all.into_iter().zip(next).map(|(a, b)| [a, b].concat()).collect())
+            .unwrap()
     };
     let (want, plain) = (of(DType::F64, &cpu), of(DType::Bf16, &cpu));
     let got = on_each(|device| of(DType::Bf16, device));
@@ -178,7 +181,8 @@ fn nf4_layers_match_reference() {
     for (i, (rows, inn, out)) in NF4.into_iter().enumerate() {
         for (r, double) in [(0, true), (4, false), (8, true), (16, false), (16, true)] {
             let bit = |b: usize| (i + r) >> b & 1 == 1;
-            let c = Case { rows, inn, out, r, bias: bit(0), residual: bit(1), dropout: r > 4, nf4: Some(double), seed: 0 };
+            let c =
+                Case { rows, inn, out, r, bias: bit(0), residual: bit(1), dropout: r > 4, nf4: Some(double), seed: 0 };
             matches(&c);
         }
     }
