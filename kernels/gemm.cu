@@ -23,6 +23,7 @@ struct ColumnsSmem {
 static_assert(sizeof(ColumnsSmem) == GEMM_COLUMNS_SHARED, "as gemm.h says");
 }  // namespace
 
+// 128 x 128: declared for twice the threads, which holds them to 128 registers, so that an SM runs two blocks.
 QE_KERNEL(gemm_nt_128, Gemm, 512) { dense<Large, Op::kNt>(p); }
 QE_KERNEL(gemm_nt_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNt>(p); }
 QE_KERNEL(gemm_nt_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNt, true>(p); }

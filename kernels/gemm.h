@@ -8,9 +8,10 @@
 //           result is rounded once. A dropped operand is rounded to bf16 after its division by 1 - rate.
 // Bits      the same whatever the tile, except `thin`, in which each of 8 warps sums every eighth 16 of k. Those of a row of
 //           nt and nn depend on that row of A alone. tn sums blocks of `split` rows, and these in their order.
-// Shapes    any m, n, k >= 1, any leading dimensions; fast where they are multiples of 8 and addresses of 16 bytes.
+// Shapes    any m, n, k, leading dimensions from 1 to 2^31 - 129; fast where they are multiples of 8 and addresses of 16 bytes.
 // Launch    grid = (tiles of m * tiles of n, tn: ceil(k / split)); a tile is GEMM_<shape>_M x GEMM_<shape>_N ("wide" is "tall"
 //           with M and N exchanged), block = GEMM_<shape>_BLOCK, shared memory GEMM_<shape>_SHARED.
+//           Dropout: GEMM_DROP_A by thin, GEMM_DROP_B by wide, GEMM_DROP_SECOND by all of nn but 128.
 //           thin: few columns (a low rank); tall, wide: n or m is a low rank.
 //           sum: grid = ceil(m * n / GEMM_SUM_BLOCK), after a split tn: C += alpha * sum over splits of partial.
 //           columns: grid = ceil(n / 32), block = GEMM_COLUMNS_BLOCK: C (1, n) f32 += sum over live rows of A (k, n).

@@ -12,6 +12,7 @@ static_assert(sizeof(Nf4Smem<Small, Op::kNt>) == GEMM_NF4_64_SHARED, "as gemm_nf
 static_assert(sizeof(Nf4Smem<Small, Op::kNn>) == GEMM_NF4_64_SHARED, "as gemm_nf4.h says");
 }  // namespace
 
+// 128 x 128: declared for twice the threads, as in gemm.cu.
 QE_KERNEL(gemm_nf4_nt_128, GemmNf4, 512) { with_nf4<Large, Op::kNt>(p.g, p.w); }
 QE_KERNEL(gemm_nf4_nt_64, GemmNf4, Small::kThreads) { with_nf4<Small, Op::kNt>(p.g, p.w); }
 QE_KERNEL(gemm_nf4_nn_128, GemmNf4, 512) { with_nf4<Large, Op::kNn>(p.g, p.w); }

@@ -401,40 +401,43 @@ QE_DEV void dense(const Gemm& p) {
   const Place at = place<S>(p);
   const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
-  const int first = steps_of<S>(p.k2), steps = first + steps_of<S>(p.k);
-  Feed<S, OP, true> feed;
-  feed.begin(p, at, rows, first > 0);
-  const auto fetch_step = [&](int step, int to) {
-    if (step >= steps) return;
-    if (step == first && first > 0) feed.begin(p, at, rows, false);
-    if (DROP_A && p.dropout == GEMM_DROP_A)
-      feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
-    else
-      feed.a.fetch(s.a[to]);
-    feed.b.fetch(s.b[to]);
-  };
-  unsigned long long kept = 0;
-  if (OP == Op::kNn && p.dropout == GEMM_DROP_SECOND) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
+  constexpr bool kMayDrop = OP == Op::kNn && S::kM < Large::kM;  // the large tile has no registers left for it
+  const bool drops = kMayDrop && p.dropout == GEMM_DROP_SECOND && p.k2 > 0;
+  volatile unsigned long long kept = 0;  // in memory: it is read once, and the loop needs the registers
+  if (drops) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
   Sums<S> sums = {};
 #pragma unroll 1
-  for (int step = 0; step < S::kStages - 1; ++step) {
-    fetch_step(step, step);
-    cp_async_commit();
-  }
-  int stage = 0;
+  for (int pair = p.k2 > 0 ? 0 : 1; pair < 2; ++pair) {
+    Feed<S, OP, true> feed;
+    feed.begin(p, at, rows, pair == 0);
+    const int steps = steps_of<S>(pair == 0 ? p.k2 : p.k);
+    const auto fetch_step = [&](int step, int to) {
+      if (step >= steps) return;
+      if (DROP_A && p.dropout == GEMM_DROP_A)
+        feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
+      else
+        feed.a.fetch(s.a[to]);
+      feed.b.fetch(s.b[to]);
+    };
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<S::kStages - 2>();
-    sync_block();  // this step's tiles complete; those of the step before read by all
-    fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
-    cp_async_commit();
-    multiply<S, OP>(sums, s.a[stage], s.b[stage]);
-    stage = next_stage<S>(stage);
-    if (OP == Op::kNn && p.dropout == GEMM_DROP_SECOND && step == first - 1)
-      drop_sums<S>(sums, kept, p.keep);
+    for (int step = 0; step < S::kStages - 1; ++step) {
+      fetch_step(step, step);
+      cp_async_commit();
+    }
+    int stage = 0;
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      cp_async_wait<S::kStages - 2>();
+      sync_block();  // this step's tiles complete; those of the step before read by all
+      fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
+      cp_async_commit();
+      multiply<S, OP>(sums, s.a[stage], s.b[stage]);
+      stage = next_stage<S>(stage);
+    }
+    cp_async_wait<0>();
+    if (drops && pair == 0) drop_sums<S>(sums, kept, p.keep);
+    sync_block();  // the tiles read by all
   }
-  cp_async_wait<0>();
-  sync_block();  // the tiles read by all
   write_result<S>(result(p, rows), sums, &s, at.row, at.col);
 }
 

@@ -162,6 +162,10 @@ pub(crate) fn params(
     accumulate: bool,
     live: *const u32,
 ) -> Result<abi::Gemm> {
+    // Kernels count rows, columns and row lengths in 32 bits, and may look a tile further.
+    for n in [m, k, c.cols, a.ld, b.ld, c.ld] {
+        size::<i32>("rows and columns", n.saturating_add(abi::GEMM_128_M as usize))?;
+    }
     let ldc = size("row length", c.ld)?;
     Ok(abi::Gemm {
         c: c.ptr,
@@ -312,7 +316,12 @@ pub(crate) fn launch_nt(l: &Launcher, p: &abi::Gemm) -> Result<()> {
 /// # Errors
 /// As [`nt`].
 pub(crate) fn launch_nn(l: &Launcher, p: &abi::Gemm) -> Result<()> {
-    let (kernel, shape) = nn_kernel(tile(p.m, p.n, true));
+    let tile = match tile(p.m, p.n, true) {
+        // The large tile has no registers left for dropout.
+        Tile::Large if p.dropout == abi::GEMM_DROP_SECOND as i32 => Tile::Small,
+        tile => tile,
+    };
+    let (kernel, shape) = nn_kernel(tile);
     launch(l, kernel, &shape, p, p.m, p.n, 1)
 }
 
@@ -410,7 +419,7 @@ mod tests {
     }
 
     fn expect(what: &str, got: f64, (want, error): (f64, f64), low: bool) {
-        let limit = error + if low { (want.abs() + error) * 2f64.powi(-9) } else { want.abs() * 2f64.powi(-23) };
+        let limit = error + if low { (want.abs() + error) * 2f64.powi(-8) } else { want.abs() * 2f64.powi(-23) };
         assert!((got - want).abs() <= limit, "{what}: {got} is not {want} within {limit:.2e}");
     }
 
