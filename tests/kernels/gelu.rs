@@ -11,7 +11,7 @@ fn run(shape: (usize, usize), form: Gelu, dtype: DType, device: &Device, slack: 
     device.set_step(Step { tokens: rows as u32, ..no_step() });
     // Up to magnitudes where the unit is 0 or the identity.
     let t = |seed| {
-        let live = random(seed, rows * cols).iter().enumerate().map(|(i, x)| x * (1 + i % 7) as f64);
+        let live = random(seed, rows * cols).into_iter().enumerate().map(|(i, x)| x * (1 + i % 7) as f64);
         let x = [bf16s(&live.collect::<Vec<_>>()), vec![f64::NAN; slack * cols]].concat();
         let mut t = tensor(&x, rows + slack, cols, dtype, device);
         t.set_live((slack > 0).then(|| Live::tokens(device)).flatten());
