@@ -25,6 +25,8 @@ pub const CROSS_ENTROPY_BLOCK: u32 = 512;
 pub const EMBEDDING_BLOCK: u32 = 256;
 pub const EMBEDDING_PACK: u32 = 8;
 pub const EMBEDDING_STEPS: u32 = 4;
+pub const GELU_BLOCK: u32 = 256;
+pub const GELU_PACK: u32 = 8;
 pub const GEMM_DROP_NONE: u32 = 0;
 pub const GEMM_DROP_A: u32 = 1;
 pub const GEMM_DROP_B: u32 = 2;
@@ -54,6 +56,11 @@ pub const GEMM_NF4_128_SHARED: u32 = 42048;
 pub const GEMM_NF4_64_SHARED: u32 = 25664;
 pub const GRAD_NORM_BLOCK: u32 = 256;
 pub const GRAD_NORM_CHUNK: u32 = 16384;
+pub const LAYER_NORM_BLOCK: u32 = 256;
+pub const LAYER_NORM_WARP: u32 = 1024;
+pub const LAYER_NORM_SHARED: u32 = 32;
+pub const LAYER_NORM_COLUMNS: u32 = 64;
+pub const LAYER_NORM_SUMS: u32 = 2048;
 pub const NF4_THREADS: u32 = 256;
 pub const NF4_QUANTISE_TILE: u32 = 2048;
 pub const NF4_DEQUANTISE_TILE: u32 = 8192;
@@ -63,6 +70,8 @@ pub const NF4_TINY: f64 = 0.00000000000000000000000000000000000001;
 pub const RMS_NORM_BLOCK: u32 = 256;
 pub const RMS_NORM_WARP: u32 = 1024;
 pub const RMS_NORM_SHARED: u32 = 32;
+pub const RMS_NORM_COLUMNS: u32 = 64;
+pub const RMS_NORM_SUMS: u32 = 2048;
 pub const ROPE_BLOCK: u32 = 256;
 pub const SWIGLU_BLOCK: u32 = 256;
 pub const SWIGLU_PACK: u32 = 8;
@@ -117,7 +126,6 @@ pub struct AttentionFwd {
     pub v: *const bf16,
     pub spans: *const ::std::os::raw::c_uint,
     pub slopes: *const f32,
-    pub rows: ::std::os::raw::c_longlong,
     pub heads: ::std::os::raw::c_int,
     pub kv_heads: ::std::os::raw::c_int,
     pub head_dim: ::std::os::raw::c_int,
@@ -140,7 +148,6 @@ pub struct AttentionBwd {
     pub lse: *const f32,
     pub spans: *const ::std::os::raw::c_uint,
     pub slopes: *const f32,
-    pub rows: ::std::os::raw::c_longlong,
     pub heads: ::std::os::raw::c_int,
     pub kv_heads: ::std::os::raw::c_int,
     pub head_dim: ::std::os::raw::c_int,
@@ -251,6 +258,26 @@ pub struct EmbeddingScatter {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct GeluFwd {
+    pub y: *mut bf16,
+    pub x: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_longlong,
+    pub tanh: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GeluBwd {
+    pub x: *mut bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_longlong,
+    pub tanh: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct Gemm {
     pub c: *mut ::std::os::raw::c_void,
     pub a: *const bf16,
@@ -313,6 +340,44 @@ pub struct GradNormTotal {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct LayerNormFwd {
+    pub y: *mut bf16,
+    pub x: *const bf16,
+    pub w: *const bf16,
+    pub b: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormBwd {
+    pub dx: *mut bf16,
+    pub stats: *mut f32,
+    pub x: *const bf16,
+    pub w: *const bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+    pub add: ::std::os::raw::c_int,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormWeight {
+    pub dw: *mut f32,
+    pub db: *mut f32,
+    pub stats: *const f32,
+    pub x: *const bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct Nf4Quantise {
     pub packed: *mut ::std::os::raw::c_uchar,
     pub absmax: *mut f32,
@@ -362,6 +427,7 @@ pub struct RmsNormFwd {
 #[derive(Debug, Copy, Clone)]
 pub struct RmsNormBwd {
     pub dx: *mut bf16,
+    pub rstd: *mut f32,
     pub x: *const bf16,
     pub w: *const bf16,
     pub dy: *const bf16,
@@ -376,13 +442,13 @@ pub struct RmsNormBwd {
 #[derive(Debug, Copy, Clone)]
 pub struct RmsNormWeight {
     pub dw: *mut f32,
+    pub rstd: *const f32,
     pub x: *const bf16,
     pub dy: *const bf16,
     pub live: *const ::std::os::raw::c_uint,
     pub rows: ::std::os::raw::c_longlong,
     pub per_row: ::std::os::raw::c_int,
     pub n: ::std::os::raw::c_int,
-    pub eps: f32,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -405,6 +471,7 @@ pub struct RopeFwd {
 pub struct RopeBwd {
     pub dx: *mut bf16,
     pub dy: *mut bf16,
+    pub rstd: *mut f32,
     pub x: *const bf16,
     pub w: *const bf16,
     pub table: *const f32,
@@ -414,7 +481,6 @@ pub struct RopeBwd {
     pub heads: ::std::os::raw::c_int,
     pub half: ::std::os::raw::c_int,
     pub shift: ::std::os::raw::c_int,
-    pub turned: ::std::os::raw::c_int,
     pub eps: f32,
 }
 #[repr(C)]
