@@ -10,6 +10,12 @@ pub const ADAMW_BLOCK: u32 = 256;
 pub const ADAMW_PACK: u32 = 4;
 pub const CONVERT_BLOCK: u32 = 256;
 pub const CONVERT_PACK: u32 = 4;
+pub const CROSS_ENTROPY_BLOCK: u32 = 512;
+pub const EMBEDDING_BLOCK: u32 = 256;
+pub const EMBEDDING_PACK: u32 = 8;
+pub const EMBEDDING_STEPS: u32 = 4;
+pub const GELU_BLOCK: u32 = 256;
+pub const GELU_PACK: u32 = 8;
 pub const GEMM_DROP_NONE: u32 = 0;
 pub const GEMM_DROP_A: u32 = 1;
 pub const GEMM_DROP_B: u32 = 2;
@@ -39,6 +45,11 @@ pub const GEMM_NF4_128_SHARED: u32 = 42048;
 pub const GEMM_NF4_64_SHARED: u32 = 25664;
 pub const GRAD_NORM_BLOCK: u32 = 256;
 pub const GRAD_NORM_CHUNK: u32 = 16384;
+pub const LAYER_NORM_BLOCK: u32 = 256;
+pub const LAYER_NORM_WARP: u32 = 1024;
+pub const LAYER_NORM_SHARED: u32 = 32;
+pub const LAYER_NORM_COLUMNS: u32 = 64;
+pub const LAYER_NORM_SUMS: u32 = 2048;
 pub const NF4_THREADS: u32 = 256;
 pub const NF4_QUANTISE_TILE: u32 = 2048;
 pub const NF4_DEQUANTISE_TILE: u32 = 8192;
@@ -96,10 +107,163 @@ pub struct AdamWUpdate {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct AttentionFwd {
+    pub o: *mut bf16,
+    pub lse: *mut f32,
+    pub q: *const bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub spans: *const ::std::os::raw::c_uint,
+    pub slopes: *const f32,
+    pub heads: ::std::os::raw::c_int,
+    pub kv_heads: ::std::os::raw::c_int,
+    pub head_dim: ::std::os::raw::c_int,
+    pub window: ::std::os::raw::c_int,
+    pub scale: f32,
+    pub softcap: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionBwd {
+    pub dq: *mut bf16,
+    pub dk: *mut bf16,
+    pub dv: *mut bf16,
+    pub delta: *mut f32,
+    pub q: *const bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub o: *const bf16,
+    pub d_o: *const bf16,
+    pub lse: *const f32,
+    pub spans: *const ::std::os::raw::c_uint,
+    pub slopes: *const f32,
+    pub heads: ::std::os::raw::c_int,
+    pub kv_heads: ::std::os::raw::c_int,
+    pub head_dim: ::std::os::raw::c_int,
+    pub window: ::std::os::raw::c_int,
+    pub scale: f32,
+    pub softcap: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecode {
+    pub o: *mut bf16,
+    pub partial: *mut f32,
+    pub q: *const bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub pages: *const ::std::os::raw::c_uint,
+    pub lengths: *const ::std::os::raw::c_uint,
+    pub slopes: *const f32,
+    pub sequences: ::std::os::raw::c_int,
+    pub width: ::std::os::raw::c_int,
+    pub page: ::std::os::raw::c_int,
+    pub heads: ::std::os::raw::c_int,
+    pub kv_heads: ::std::os::raw::c_int,
+    pub head_dim: ::std::os::raw::c_int,
+    pub window: ::std::os::raw::c_int,
+    pub splits: ::std::os::raw::c_int,
+    pub scale: f32,
+    pub softcap: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct ConvertF32Bf16 {
     pub y: *mut bf16,
     pub x: *const f32,
     pub n: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropySmem {
+    pub sums: [f64; 16usize],
+    pub maxima: [f32; 16usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropyLive {
+    pub counts: *mut ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub chunk: ::std::os::raw::c_longlong,
+    pub chunks: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropyRows {
+    pub loss: *mut f32,
+    pub logits: *mut f32,
+    pub targets: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub step: *const Step,
+    pub rows: ::std::os::raw::c_longlong,
+    pub pitch: ::std::os::raw::c_longlong,
+    pub vocab: ::std::os::raw::c_int,
+    pub gradient: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropySum {
+    pub total: *mut f64,
+    pub loss: *const f32,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingSmem {
+    pub found: [[::std::os::raw::c_uint; 8usize]; 4usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingFwd {
+    pub x: *mut bf16,
+    pub table: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub step: *const Step,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+    pub module: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingBwd {
+    pub dtable: *mut f32,
+    pub dx: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingScatter {
+    pub x: *mut bf16,
+    pub dx: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GeluFwd {
+    pub y: *mut bf16,
+    pub x: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_longlong,
+    pub tanh: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GeluBwd {
+    pub x: *mut bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_longlong,
+    pub tanh: ::std::os::raw::c_int,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -162,6 +326,44 @@ pub struct GradNormTotal {
     pub norm: *mut f64,
     pub partial: *const f64,
     pub chunks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormFwd {
+    pub y: *mut bf16,
+    pub x: *const bf16,
+    pub w: *const bf16,
+    pub b: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormBwd {
+    pub dx: *mut bf16,
+    pub stats: *mut f32,
+    pub x: *const bf16,
+    pub w: *const bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+    pub add: ::std::os::raw::c_int,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormWeight {
+    pub dw: *mut f32,
+    pub db: *mut f32,
+    pub stats: *const f32,
+    pub x: *const bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
