@@ -8,12 +8,15 @@ pub const QE_MAX_SHARED_BYTES: u32 = 101376;
 pub const QE_WARP: u32 = 32;
 pub const ATTENTION_TILE: u32 = 64;
 pub const ATTENTION_BLOCK: u32 = 128;
-pub const ATTENTION_QUERIES_32: u32 = 64;
+pub const ATTENTION_QUERIES_32: u32 = 32;
 pub const ATTENTION_QUERIES_64: u32 = 64;
 pub const ATTENTION_QUERIES_80: u32 = 64;
 pub const ATTENTION_QUERIES_96: u32 = 32;
 pub const ATTENTION_QUERIES_128: u32 = 32;
 pub const ATTENTION_QUERIES_256: u32 = 32;
+pub const ATTENTION_DECODE_BLOCK: u32 = 128;
+pub const ATTENTION_DECODE_KEYS: u32 = 256;
+pub const ATTENTION_DECODE_HEADS: u32 = 16;
 pub const RMS_NORM_BLOCK: u32 = 256;
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -36,7 +39,6 @@ pub struct AttentionFwd {
     pub v: *const bf16,
     pub spans: *const ::std::os::raw::c_uint,
     pub slopes: *const f32,
-    pub rows: ::std::os::raw::c_longlong,
     pub heads: ::std::os::raw::c_int,
     pub kv_heads: ::std::os::raw::c_int,
     pub head_dim: ::std::os::raw::c_int,
@@ -59,11 +61,32 @@ pub struct AttentionBwd {
     pub lse: *const f32,
     pub spans: *const ::std::os::raw::c_uint,
     pub slopes: *const f32,
-    pub rows: ::std::os::raw::c_longlong,
     pub heads: ::std::os::raw::c_int,
     pub kv_heads: ::std::os::raw::c_int,
     pub head_dim: ::std::os::raw::c_int,
     pub window: ::std::os::raw::c_int,
+    pub scale: f32,
+    pub softcap: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecode {
+    pub o: *mut bf16,
+    pub partial: *mut f32,
+    pub q: *const bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub pages: *const ::std::os::raw::c_uint,
+    pub lengths: *const ::std::os::raw::c_uint,
+    pub slopes: *const f32,
+    pub sequences: ::std::os::raw::c_int,
+    pub width: ::std::os::raw::c_int,
+    pub page: ::std::os::raw::c_int,
+    pub heads: ::std::os::raw::c_int,
+    pub kv_heads: ::std::os::raw::c_int,
+    pub head_dim: ::std::os::raw::c_int,
+    pub window: ::std::os::raw::c_int,
+    pub splits: ::std::os::raw::c_int,
     pub scale: f32,
     pub softcap: f32,
 }
