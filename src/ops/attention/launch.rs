@@ -75,7 +75,13 @@ fn scale(head_dim: usize) -> f32 {
 }
 
 /// Enqueues `attention_fwd_D`; formula, shapes and launches: kernels/attention.h. Shapes were checked by [`super::fwd`].
-pub(super) fn fwd(l: &Launcher, o: &mut Tensor, lse: &mut Tensor, [q, k, v]: [&Tensor; 3], a: &Attention) -> Result<()> {
+pub(super) fn fwd(
+    l: &Launcher,
+    o: &mut Tensor,
+    lse: &mut Tensor,
+    [q, k, v]: [&Tensor; 3],
+    a: &Attention,
+) -> Result<()> {
     bf16_only("attention q", q)?;
     let i = Instance::of(a.head_dim)?;
     let p = abi::AttentionFwd {
