@@ -184,6 +184,48 @@ fn equals_bitsandbytes() {
     }
 }
 
+/// As above for every case of tests/golden/nf4: ties, neighbours of ties, the largest and the smallest numbers, f16, tails.
+#[test]
+fn equals_bitsandbytes_in_every_case() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/nf4/nf4.safetensors");
+    let file = Checkpoint::open(file).unwrap();
+    let device = Device::host_kernels(2, false).unwrap();
+    let code2 = Code2::new(&device).unwrap();
+    let mut cases = 0;
+    for name in file.names().filter_map(|n| n.strip_suffix(".w")) {
+        cases += 1;
+        let f32s = |part: &str| {
+            let view = file.get(&format!("{name}.{part}")).unwrap();
+            let mut x = vec![f32::NAN; view.len()];
+            view.read_f32(&mut x).unwrap();
+            x
+        };
+        let bytes = |part: &str| file.get(&format!("{name}.{part}")).unwrap().bytes.to_vec();
+        let w = file.get(&format!("{name}.w")).unwrap();
+        let (rows, cols) = w.rows_cols();
+        let t = stored(&f32s("w"), rows, cols, w.dtype, &device);
+        let plain = DeviceNf4::quantise(&t, w.dtype, false, &code2).unwrap();
+        let host = plain.download();
+        assert!(host.packed == bytes("packed"), "{name}: codes");
+        let Absmax::Plain(absmax) = &host.absmax else { panic!("not plain") };
+        assert_eq!(f32_bits(absmax), f32_bits(&f32s("absmax")), "{name}: absmax");
+        check_rows(&host, &plain, 0..rows, name);
+        let double = plain.double_quantise(f32s("offset")[0], &code2).unwrap();
+        let host = double.download();
+        let Absmax::Double { codes, absmax2, .. } = &host.absmax else { panic!("not double") };
+        assert!(*codes == bytes("codes"), "{name}: codes of absmax");
+        assert_eq!(f32_bits(absmax2), f32_bits(&f32s("absmax2")), "{name}: absmax2");
+        if name != "bf16.wide" {
+            let mut out = Tensor::unwritten(rows, cols, DType::F32, &device).unwrap();
+            double.dequantise(0..rows, &mut out).unwrap();
+            let got = out.read::<f32>(0, out.len());
+            assert_eq!(f32_bits(&got), f32_bits(&f32s("f32_double")), "{name}: dequantised");
+        }
+        check_rows(&host, &double, 0..rows, name);
+    }
+    assert_eq!(cases, 12);
+}
+
 /// Absmax that sit at every distance from their mean, down to below the smallest normal number: the second level alone.
 #[test]
 fn the_second_level_has_the_bits_of_the_cpu() {
