@@ -6,6 +6,8 @@ use half::bf16;
 pub const QE_MAX_PARAM_BYTES: u32 = 4096;
 pub const QE_MAX_SHARED_BYTES: u32 = 101376;
 pub const QE_WARP: u32 = 32;
+pub const ADAMW_BLOCK: u32 = 256;
+pub const ADAMW_PACK: u32 = 4;
 pub const ATTENTION_TILE: u32 = 64;
 pub const ATTENTION_BLOCK: u32 = 128;
 pub const ATTENTION_QUERIES_32: u32 = 32;
@@ -17,6 +19,54 @@ pub const ATTENTION_QUERIES_256: u32 = 32;
 pub const ATTENTION_DECODE_BLOCK: u32 = 128;
 pub const ATTENTION_DECODE_KEYS: u32 = 256;
 pub const ATTENTION_DECODE_HEADS: u32 = 16;
+pub const CONVERT_BLOCK: u32 = 256;
+pub const CONVERT_PACK: u32 = 4;
+pub const CROSS_ENTROPY_BLOCK: u32 = 512;
+pub const EMBEDDING_BLOCK: u32 = 256;
+pub const EMBEDDING_PACK: u32 = 8;
+pub const EMBEDDING_STEPS: u32 = 4;
+pub const GELU_BLOCK: u32 = 256;
+pub const GELU_PACK: u32 = 8;
+pub const GEMM_DROP_NONE: u32 = 0;
+pub const GEMM_DROP_A: u32 = 1;
+pub const GEMM_DROP_B: u32 = 2;
+pub const GEMM_DROP_SECOND: u32 = 3;
+pub const GEMM_128_M: u32 = 128;
+pub const GEMM_128_N: u32 = 128;
+pub const GEMM_128_BLOCK: u32 = 256;
+pub const GEMM_128_SHARED: u32 = 49152;
+pub const GEMM_64_M: u32 = 64;
+pub const GEMM_64_N: u32 = 64;
+pub const GEMM_64_BLOCK: u32 = 128;
+pub const GEMM_64_SHARED: u32 = 32768;
+pub const GEMM_THIN_M: u32 = 32;
+pub const GEMM_THIN_N: u32 = 32;
+pub const GEMM_THIN_BLOCK: u32 = 256;
+pub const GEMM_THIN_SHARED: u32 = 49152;
+pub const GEMM_TALL_M: u32 = 128;
+pub const GEMM_TALL_N: u32 = 32;
+pub const GEMM_TALL_BLOCK: u32 = 128;
+pub const GEMM_TALL_SHARED: u32 = 40960;
+pub const GEMM_SUM_BLOCK: u32 = 256;
+pub const GEMM_COLUMNS_BLOCK: u32 = 256;
+pub const GEMM_COLUMNS_SHARED: u32 = 1024;
+pub const NF4_BLOCK: u32 = 64;
+pub const NF4_BLOCK2: u32 = 256;
+pub const GEMM_NF4_128_SHARED: u32 = 42048;
+pub const GEMM_NF4_64_SHARED: u32 = 25664;
+pub const GRAD_NORM_BLOCK: u32 = 256;
+pub const GRAD_NORM_CHUNK: u32 = 16384;
+pub const LAYER_NORM_BLOCK: u32 = 256;
+pub const LAYER_NORM_WARP: u32 = 1024;
+pub const LAYER_NORM_SHARED: u32 = 32;
+pub const LAYER_NORM_COLUMNS: u32 = 64;
+pub const LAYER_NORM_SUMS: u32 = 2048;
+pub const NF4_THREADS: u32 = 256;
+pub const NF4_QUANTISE_TILE: u32 = 2048;
+pub const NF4_DEQUANTISE_TILE: u32 = 8192;
+pub const NF4_MEAN_LANES: u32 = 1024;
+pub const NF4_ZERO: u32 = 7;
+pub const NF4_TINY: f64 = 0.00000000000000000000000000000000000001;
 pub const RMS_NORM_BLOCK: u32 = 256;
 pub const RMS_NORM_WARP: u32 = 1024;
 pub const RMS_NORM_SHARED: u32 = 32;
@@ -126,6 +176,240 @@ pub struct AttentionDecode {
     pub splits: ::std::os::raw::c_int,
     pub scale: f32,
     pub softcap: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct ConvertF32Bf16 {
+    pub y: *mut bf16,
+    pub x: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropySmem {
+    pub sums: [f64; 16usize],
+    pub maxima: [f32; 16usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropyLive {
+    pub counts: *mut ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub chunk: ::std::os::raw::c_longlong,
+    pub chunks: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropyRows {
+    pub loss: *mut f32,
+    pub logits: *mut f32,
+    pub targets: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub step: *const Step,
+    pub rows: ::std::os::raw::c_longlong,
+    pub pitch: ::std::os::raw::c_longlong,
+    pub vocab: ::std::os::raw::c_int,
+    pub gradient: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct CrossEntropySum {
+    pub total: *mut f64,
+    pub loss: *const f32,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingSmem {
+    pub found: [[::std::os::raw::c_uint; 8usize]; 4usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingFwd {
+    pub x: *mut bf16,
+    pub table: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub step: *const Step,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+    pub module: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingBwd {
+    pub dtable: *mut f32,
+    pub dx: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingScatter {
+    pub x: *mut bf16,
+    pub dx: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GeluFwd {
+    pub y: *mut bf16,
+    pub x: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_longlong,
+    pub tanh: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GeluBwd {
+    pub x: *mut bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_longlong,
+    pub tanh: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Gemm {
+    pub c: *mut ::std::os::raw::c_void,
+    pub a: *const bf16,
+    pub b: *const bf16,
+    pub a2: *const bf16,
+    pub b2: *const bf16,
+    pub bias: *const bf16,
+    pub add: *const bf16,
+    pub partial: *mut f32,
+    pub live: *const ::std::os::raw::c_uint,
+    pub step: *const Step,
+    pub m: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_longlong,
+    pub k: ::std::os::raw::c_longlong,
+    pub lda: ::std::os::raw::c_longlong,
+    pub ldb: ::std::os::raw::c_longlong,
+    pub ldc: ::std::os::raw::c_longlong,
+    pub ldadd: ::std::os::raw::c_longlong,
+    pub lda2: ::std::os::raw::c_longlong,
+    pub ldb2: ::std::os::raw::c_longlong,
+    pub split: ::std::os::raw::c_longlong,
+    pub k2: ::std::os::raw::c_int,
+    pub alpha: f32,
+    pub c_f32: ::std::os::raw::c_int,
+    pub accumulate: ::std::os::raw::c_int,
+    pub dropout: ::std::os::raw::c_int,
+    pub module: ::std::os::raw::c_uint,
+    pub drop_below: ::std::os::raw::c_uint,
+    pub keep: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Blocks {
+    pub packed: *const ::std::os::raw::c_uchar,
+    pub absmax: *const f32,
+    pub codes: *const ::std::os::raw::c_uchar,
+    pub absmax2: *const f32,
+    pub code2: *const f32,
+    pub offset: *const f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemmNf4 {
+    pub g: Gemm,
+    pub w: Nf4Blocks,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GradNormPartial {
+    pub partial: *mut f64,
+    pub g: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GradNormTotal {
+    pub norm: *mut f64,
+    pub partial: *const f64,
+    pub chunks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormFwd {
+    pub y: *mut bf16,
+    pub x: *const bf16,
+    pub w: *const bf16,
+    pub b: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormBwd {
+    pub dx: *mut bf16,
+    pub stats: *mut f32,
+    pub x: *const bf16,
+    pub w: *const bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+    pub add: ::std::os::raw::c_int,
+    pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LayerNormWeight {
+    pub dw: *mut f32,
+    pub db: *mut f32,
+    pub stats: *const f32,
+    pub x: *const bf16,
+    pub dy: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Quantise {
+    pub packed: *mut ::std::os::raw::c_uchar,
+    pub absmax: *mut f32,
+    pub x: *const bf16,
+    pub x32: *const f32,
+    pub n: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Mean {
+    pub offset: *mut f32,
+    pub absmax: *const f32,
+    pub blocks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4QuantiseAbsmax {
+    pub codes: *mut ::std::os::raw::c_uchar,
+    pub absmax2: *mut f32,
+    pub absmax: *const f32,
+    pub offset: *const f32,
+    pub code2: *const f32,
+    pub blocks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Nf4Dequantise {
+    pub y: *mut bf16,
+    pub y32: *mut f32,
+    pub w: Nf4Blocks,
+    pub first: ::std::os::raw::c_longlong,
+    pub count: ::std::os::raw::c_longlong,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

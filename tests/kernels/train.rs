@@ -50,29 +50,23 @@ fn run(device: &Device, target: &Target, extra: &str) -> (Vec<f64>, Vec<u8>) {
 }
 
 /// The kernels' losses may be off the f32 run's at most twice as far as those of plain bf16 arithmetic (the CPU's run in
-/// bf16) ever are; dropout, NF4 and NEFTune take part, which all depend on the same random numbers.
+/// bf16) ever are; dropout, NF4 and NEFTune take part, which all depend on the same random numbers. And a run is the same to
+/// the bit in whatever order the kernels' threads go.
 #[test]
 fn losses_are_those_of_the_cpu() {
     let cpu = (Device::cpu(2), Target::Cpu { threads: 2 });
-    for extra in ["quantization_bit: 4\nlora_dropout: 0.1\n", "neftune_noise_alpha: 5\n"] {
-        let (want, _) = run(&cpu.0, &cpu.1, extra);
-        let (plain, _) = run(&cpu.0, &cpu.1, &format!("{extra}bf16: true\n"));
-        let (got, _) = run(&kernel_devices()[0].1, &card(), extra);
-        let limit = 2.0 * max_err(&plain, &want);
-        let e = max_err(&got, &want);
-        assert!(e <= limit, "{extra:?}: error {e:.3e} > {limit:.3e}\nkernels {got:?}\ncpu {want:?}");
-        if STEPS > 10 {
-            assert!(got[STEPS - 1] < 0.8 * got[0], "{extra:?}: the loss does not fall: {got:?}");
-        }
+    let extra = "quantization_bit: 4\nlora_dropout: 0.1\nneftune_noise_alpha: 5\n";
+    let (want, _) = run(&cpu.0, &cpu.1, extra);
+    let (plain, _) = run(&cpu.0, &cpu.1, &format!("{extra}bf16: true\n"));
+    let (got, adapter) = run(&kernel_devices()[0].1, &card(), extra);
+    let limit = 2.0 * max_err(&plain, &want);
+    let e = max_err(&got, &want);
+    assert!(e <= limit, "error {e:.3e} > {limit:.3e}\nkernels {got:?}\ncpu {want:?}");
+    if STEPS > 10 {
+        assert!(got[STEPS - 1] < 0.8 * got[0], "the loss does not fall: {got:?}");
     }
-}
-
-#[test]
-fn runs_are_equal_to_the_bit() {
-    let extra = "quantization_bit: 4\nlora_dropout: 0.1\n";
-    let (first, adapter) = run(&kernel_devices()[0].1, &card(), extra);
     let (again, adapter_again) = run(&kernel_devices()[1].1, &card(), extra);
-    assert_eq!(first, again);
+    assert_eq!(got, again);
     assert!(adapter == adapter_again, "the adapters differ");
 }
 
