@@ -47,7 +47,7 @@ QE_DEV Rows<T> head_of(T* data, int heads, int head, int dim) {
 template <int DIM, int ROWS, int THREADS>
 QE_DEV void fetch(bf16* tile, const Rows<const bf16>& from, int first, int past) {
   constexpr int kChunks = DIM / kPack;
-  const int thread = static_cast<int>(threadIdx.x) % THREADS;
+  const int thread = THREADS == QE_WARP ? lane() : static_cast<int>(threadIdx.x);
   if (from.packed && THREADS % kChunks == 0) {
     // A thread's chunks lie in one column.
     constexpr int kStep = THREADS / kChunks;

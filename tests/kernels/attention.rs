@@ -110,9 +110,12 @@ fn refuses_what_it_cannot_compute() {
     }
 }
 
-/// (keys of each sequence, heads, kv heads, head_dim, window, keys of a page): each size of tiles; no key, one key, fewer
-/// and more keys than a split, at its edge; more query heads a kv head than a product has rows; windows.
-const DECODE_CASES: [(&[u32], usize, usize, usize, Option<usize>, usize); 8] = [
+/// Keys of each sequence, heads, kv heads, head_dim, window, keys of a page.
+type DecodeCase = (&'static [u32], usize, usize, usize, Option<usize>, usize);
+
+/// Each size of tiles; no key, one key, fewer and more keys than a split, at its edge; more query heads a kv head than a
+/// product has rows; windows.
+const DECODE_CASES: [DecodeCase; 8] = [
     (&[1, 0, 17], 4, 2, 5, None, 16),
     (&[40, 3], 2, 2, 32, Some(9), 16),
     (&[300, 16, 700], 4, 1, 64, None, 32),
