@@ -71,7 +71,7 @@ QE_DEV Chunk read_chunk(const bf16* at, int count, bool aligned) {
 QE_DEV void drop(Chunk& x, const Mask& mask, int row, int col) {
   const unsigned long long first = static_cast<unsigned long long>(row * mask.cols + col);
   Philox p = mask.words(first / 4);
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < 8; ++i) {
     const unsigned at = static_cast<unsigned>((first + i) % 4);
     if (i > 0 && at == 0) p = mask.words((first + i) / 4);
