@@ -123,7 +123,10 @@ fn steps(c: &mut Criterion) {
                 engine.step(&window, step, step, 1e-3).unwrap().unwrap()
             })
         });
-        assert!(engine.step(&window, step + 1, step, 1e-3).unwrap().unwrap().loss < first, "{name}: the loss did not fall");
+        assert!(
+            engine.step(&window, step + 1, step, 1e-3).unwrap().unwrap().loss < first,
+            "{name}: the loss did not fall"
+        );
     }
     group.finish();
 }

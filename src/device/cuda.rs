@@ -570,8 +570,8 @@ impl Cuda {
     pub(super) fn load_all(&self) -> Said<()> {
         self.bind()?;
         let hopper = self.card.capability == (9, 0);
-        let mine = kernels::ALL.iter().filter(|(_, file)| hopper || !file.ends_with(kernels::HOPPER_ONLY));
-        mine.map(|(name, file)| self.function(name, file).map(drop)).collect()
+        let mut mine = kernels::ALL.iter().filter(|(_, file)| hopper || !file.ends_with(kernels::HOPPER_ONLY));
+        mine.try_for_each(|(name, file)| self.function(name, file).map(drop))
     }
 
     /// From here to [`Cuda::end`] work of this thread is recorded and does not run.

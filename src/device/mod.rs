@@ -107,7 +107,7 @@ impl Device {
     /// [`Error::Gpu`] if there is no driver, no such GPU, no kernel for it in this program, or if driver or GPU are too old;
     /// [`Error::Memory`] if the GPU has none left.
     pub fn cuda(ordinal: usize) -> Result<Self> {
-        Self::on(To::Cuda(cuda::Cuda::open(ordinal)?))
+        Self::on(To::Cuda(Box::new(cuda::Cuda::open(ordinal)?)))
     }
 
     /// The kernels on the CPU with this many threads, for tests; `reversed` runs blocks, warps and lanes from the last to

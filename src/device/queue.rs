@@ -20,7 +20,7 @@ pub(super) type Said<T> = std::result::Result<T, String>;
 /// Where the work is done.
 pub(super) enum To {
     /// A GPU.
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
     /// The CPU, for tests.
     #[cfg(feature = "host-kernels")]
     Host(Host),

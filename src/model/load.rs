@@ -301,7 +301,7 @@ impl Builder<'_> {
         if let (true, Some(double)) = (linear, self.o.nf4) {
             let q = Nf4::from_view(&view, double, self.o.threads)?;
             return match &self.code2 {
-                Some(code2) => DeviceNf4::upload(&q, code2).map(Weight::DeviceNf4),
+                Some(code2) => DeviceNf4::upload(&q, code2).map(|q| Weight::DeviceNf4(Box::new(q))),
                 None => Ok(Weight::Nf4(q)),
             };
         }

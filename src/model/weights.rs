@@ -12,7 +12,7 @@ pub(super) enum Weight {
     Frozen(Tensor),
     Nf4(Nf4),
     /// The same in the memory of a device that runs kernels.
-    DeviceNf4(DeviceNf4),
+    DeviceNf4(Box<DeviceNf4>),
     /// Index of its entry in [`Params`].
     Trained(usize),
     /// An NF4 matrix (out, in) of a planned model.

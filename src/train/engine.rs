@@ -137,13 +137,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`Error::Diverged`] if loss or gradient norm are not finite; parameters and moments are then as before that step.
-    pub fn step(
-        &mut self,
-        window: &[Batch],
-        step: u64,
-        micro_step: u64,
-        lr: f64,
-    ) -> Result<Option<StepResult>> {
+    pub fn step(&mut self, window: &[Batch], step: u64, micro_step: u64, lr: f64) -> Result<Option<StepResult>> {
         let h = self.hyper;
         let labels: usize = window.iter().map(|b| b.labels).sum();
         let scale = if labels == 0 { 0.0 } else { 1.0 / labels as f64 };

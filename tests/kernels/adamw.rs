@@ -58,7 +58,8 @@ fn bits(x: &[f64]) -> Vec<u64> {
 #[test]
 fn has_the_bits_of_the_cpu() {
     let many: Vec<(Range<usize>, bool)> = (0..500).map(|i| (i * 7..i * 7 + 7, i % 3 == 0)).collect();
-    let cases: [(usize, Vec<(Range<usize>, bool)>); 6] = [
+    type Ranges = Vec<(Range<usize>, bool)>;
+    let cases: [(usize, Ranges); 6] = [
         (1, vec![(0..1, true)]),
         (6, vec![(0..2, false), (2..5, true), (5..6, false)]),
         (1024, vec![(0..1024, true)]),

@@ -1,14 +1,14 @@
 //! Every kernel on every device that runs kernels, held to the CPU's ops in f64.
 
 mod adamw;
+mod attention;
 mod embedding;
 mod gelu;
 mod grad_norm;
 mod layer_norm;
-mod linear_cross_entropy;
 mod linear;
+mod linear_cross_entropy;
 mod nf4;
-mod attention;
 mod rms_norm;
 mod rope;
 mod runtime;

@@ -40,9 +40,9 @@ pub(super) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T]
                 let (g, h) = (|c: usize| dy[c].acc() * w[c].acc(), |c: usize| (x[c].acc() - mean) * rstd);
                 let count = T::Acc::of(n as f64);
                 let (mean_g, mean_gh) = (sum(n, g) / count, sum(n, |c| g(c) * h(c)) / count);
-                for c in 0..n {
+                for (c, dx) in dx.iter_mut().enumerate() {
                     let d = rstd * (g(c) - mean_g - h(c) * mean_gh);
-                    dx[c] = T::narrow(if accumulate { dx[c].acc() + d } else { d });
+                    *dx = T::narrow(if accumulate { dx.acc() + d } else { d });
                 }
             }
         })

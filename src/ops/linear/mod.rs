@@ -20,8 +20,8 @@ use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::ops::philox::Stream;
 use crate::ops::{Slot, no_kernel, product};
-use crate::quant::{DeviceNf4, dynamic8};
 use crate::quant::nf4::{self, Nf4};
+use crate::quant::{DeviceNf4, dynamic8};
 use crate::tensor::{DType, Tensor};
 
 /// The matrix (out, in) of a layer.
