@@ -1,5 +1,5 @@
 //! A whole training step, forward, backward and optimizer, of a random model of 29 M parameters (`shapes.rs`): f32, bf16
-//! and 4-bit. Element throughput is tokens/s.
+//! and 4-bit, on the CPU; and on the GPU, where one is here. Element throughput is tokens/s.
 //!
 //! `cargo bench --bench step`. The same model against LLaMA-Factory: `benches/peers/compare.py`.
 
@@ -17,7 +17,7 @@ use qlora_engine::format::{Dtype, TensorSpec, safetensors};
 use qlora_engine::model;
 use qlora_engine::ops::philox::{Stream, normal};
 use qlora_engine::train::plan::{self, Envelope};
-use qlora_engine::train::{Engine, Target};
+use qlora_engine::train::{Engine, StepResult, Target, target};
 use shapes::{LAYERS, TOKENS};
 
 const BLOCKS: usize = 8;
@@ -95,38 +95,53 @@ fn batch() -> Batch {
     }
 }
 
+/// A step and its result, which on a GPU is waited for.
+fn step_now(engine: &mut Engine, window: &[Batch], step: u64) -> StepResult {
+    match engine.step(window, step, step, 1e-3).unwrap() {
+        Some(result) => result,
+        None => engine.settle().unwrap(),
+    }
+}
+
 fn steps(c: &mut Criterion) {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let cases = [("f32", ""), ("bf16", "bf16: true"), ("nf4", "bf16: true\nquantization_bit: 4")];
+    time(c, "step 29M", &cases, &Device::cpu(threads), &Target::Cpu { threads });
+    match Device::cuda(0) {
+        Ok(gpu) => {
+            let target = Target::Gpu(target::card_of(&gpu).unwrap());
+            time(c, "step 29M on the GPU", &cases[1..], &gpu, &target);
+        }
+        Err(e) => println!("no steps on a GPU: {e}"),
+    }
+}
+
+fn time(c: &mut Criterion, title: &str, cases: &[(&str, &str)], device: &Device, target: &Target) {
     let dir = tempfile::tempdir().unwrap();
     checkpoint(dir.path());
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let target = Target::Cpu { threads };
-    let mut group = c.benchmark_group("step 29M");
+    let mut group = c.benchmark_group(title);
     group.throughput(Throughput::Elements(TOKENS as u64));
     group.sample_size(10).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(5));
-    for (name, extra) in [("f32", ""), ("bf16", "bf16: true"), ("nf4", "bf16: true\nquantization_bit: 4")] {
+    for &(name, extra) in cases {
         let config = config(dir.path(), extra);
         let envelope = Envelope { lengths: vec![TOKENS / ROWS; ROWS], loss_rows: TOKENS };
-        let plan = plan::plan(dir.path(), &config, &envelope, &Envelope::default(), &target).unwrap();
-        let device = Device::cpu(threads);
-        let options = plan::options(&config, TOKENS, &target);
-        let model = model::load(dir.path(), &options, &device, &|_, _| {}).unwrap();
+        let plan = plan::plan(dir.path(), &config, &envelope, &Envelope::default(), target).unwrap();
+        let options = plan::options(&config, TOKENS, target);
+        let model = model::load(dir.path(), &options, device, &|_, _| {}).unwrap();
         let mut engine = Engine::new(model, &plan, &config).unwrap();
         let window = [batch()];
         // Checked before it is timed: the loss of a random model is close to that of guessing, and falls.
-        let first = engine.step(&window, 1, 0, 1e-3).unwrap().unwrap().loss;
+        let first = step_now(&mut engine, &window, 1).loss;
         let guess = (LAYERS[0].6 as f64).ln();
         assert!((first - guess).abs() < 1.0, "{name}: loss {first}, guessing gives {guess}");
         let mut step = 1;
         group.bench_function(name, |b| {
             b.iter(|| {
                 step += 1;
-                engine.step(&window, step, step, 1e-3).unwrap().unwrap()
+                step_now(&mut engine, &window, step)
             })
         });
-        assert!(
-            engine.step(&window, step + 1, step, 1e-3).unwrap().unwrap().loss < first,
-            "{name}: the loss did not fall"
-        );
+        assert!(step_now(&mut engine, &window, step + 1).loss < first, "{name}: the loss did not fall");
     }
     group.finish();
 }

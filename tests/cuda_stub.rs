@@ -8,9 +8,11 @@ use std::process::Command;
 use std::sync::Arc;
 
 use half::bf16;
-use qlora_engine::device::{Device, Graph, Probing, kernels};
+use qlora_engine::config::{self, Format};
+use qlora_engine::device::{Card, Device, Graph, Probing, kernels};
 use qlora_engine::ops::{Slot, rms_norm};
 use qlora_engine::tensor::{DType, Tensor};
+use qlora_engine::train::{Control, Event, Target, train_on};
 use qlora_engine::{Error, Result};
 
 const STUB: &str = env!("QLORA_STUB_CUDA");
@@ -92,6 +94,39 @@ fn a_kernel_gives_the_same_bits() {
         });
         assert_eq!(results[0], results[1]);
         assert!(results[0].1.iter().any(|&b| b != 0), "something was computed");
+    });
+}
+
+/// A whole training run, whose passes are captured when their shape comes again and then replayed, against the same run
+/// on host-run kernels launch by launch: the same bits.
+#[test]
+fn a_training_run_gives_the_same_bits() {
+    on_stub("a_training_run_gives_the_same_bits", &[], || {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let dir = tempfile::tempdir().unwrap();
+        let adapters = ["gpu", "host"].map(|name| {
+            let output = dir.path().join(name);
+            let text = format!(
+                "model_name_or_path: {root}/assets/tiny-base\ndataset_dir: {root}/assets/data\n\
+                 dataset: medical_demo\ntemplate: qwen3_nothink\ncutoff_len: 32\nstage: sft\ndo_train: true\n\
+                 finetuning_type: lora\nlora_target: all\nlora_rank: 4\nlora_dropout: 0.1\nquantization_bit: 4\n\
+                 neftune_noise_alpha: 5\nmax_steps: 4\nper_device_train_batch_size: 1\n\
+                 gradient_accumulation_steps: 2\nreport_to: none\nlogging_steps: 3\noutput_dir: {}\n",
+                output.display()
+            );
+            let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
+            let device = if name == "gpu" { Device::cuda(0).unwrap() } else { Device::host_kernels(2, false).unwrap() };
+            let card = Card { name: name.into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 };
+            let mut steps = 0;
+            let mut watch = |event: &Event<'_>| {
+                steps += u64::from(matches!(event, Event::Step(s) if s.loss.is_finite()));
+                Control::Continue
+            };
+            train_on(&config, &device, &Target::Gpu(card), &mut watch).unwrap();
+            assert_eq!(steps, 4, "each step is reported once");
+            std::fs::read(output.join("adapter_model.safetensors")).unwrap()
+        });
+        assert!(adapters[0] == adapters[1], "the adapters differ");
     });
 }
 

@@ -3,7 +3,7 @@
 use super::plan::available_memory;
 use crate::config::{Config, Precision};
 use crate::device::{Card, Device, built_without_kernels, cards, driver_version};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::DType;
 
 /// Where a run is planned for.
@@ -59,7 +59,7 @@ pub fn threads(config: &Config) -> usize {
 /// or if `use_cpu` says so.
 ///
 /// # Errors
-/// [`crate::Error::Gpu`] for a GPU or a driver that is there but cannot be used.
+/// [`Error::Gpu`] for a GPU or a driver that is there but cannot be used.
 pub fn pick(config: &Config) -> Result<(Device, Target)> {
     let threads = threads(config);
     let cpu = || Ok((Device::cpu(threads), Target::Cpu { threads }));
@@ -70,15 +70,24 @@ pub fn pick(config: &Config) -> Result<(Device, Target)> {
         return cpu();
     }
     let device = Device::cuda(0)?;
-    let Some(gpu) = device.gpu() else { return cpu() };
-    let free = device.gpu_memory()?.map_or(0, |(free, _)| free as u64);
-    let card = Card {
+    let card = card_of(&device)?;
+    Ok((device, Target::Gpu(card)))
+}
+
+/// The figures of the GPU behind a device, its memory being what is free now.
+///
+/// # Errors
+/// [`Error::Gpu`] if there is none, or if it does not tell.
+pub fn card_of(device: &Device) -> Result<Card> {
+    let (Some(gpu), Some((free, _))) = (device.gpu(), device.gpu_memory()?) else {
+        return Err(Error::Gpu("the device is no GPU".into()));
+    };
+    Ok(Card {
         name: gpu.name.clone(),
-        memory: free.saturating_sub(RESERVE),
+        memory: (free as u64).saturating_sub(RESERVE),
         flops: gpu.flops(),
         bandwidth: gpu.bandwidth().unwrap_or(0.0),
-    };
-    Ok((device, Target::Gpu(card)))
+    })
 }
 
 /// Bytes that are left to the driver: its own buffers grow while kernels are loaded.

@@ -14,6 +14,8 @@ mod rope;
 mod runtime;
 mod swiglu;
 mod train;
+// Under AddressSanitizer nothing is compiled for GPUs.
+#[cfg(not(feature = "host-asan"))]
 mod usage;
 
 use std::path::PathBuf;

@@ -21,17 +21,20 @@ fn card() -> Target {
     Target::Gpu(Card { name: "test".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11 })
 }
 
+/// `extra` holds settings, a line each.
 fn config(output: &Path, extra: &str) -> Config {
     let root = root();
     let text = format!(
         "model_name_or_path: {0}/assets/tiny-base\ndataset_dir: {0}/assets/data\ndataset: medical_demo\n\
          template: qwen3_nothink\ncutoff_len: {TOKENS}\nstage: sft\ndo_train: true\nfinetuning_type: lora\n\
          lora_target: all\nlora_rank: 8\nlearning_rate: 2.0e-3\nmax_steps: {STEPS}\n\
-         per_device_train_batch_size: {ROWS}\nlogging_steps: 1\nreport_to: none\noutput_dir: {1}\n{extra}",
+         per_device_train_batch_size: {ROWS}\nlogging_steps: 1\nreport_to: none\noutput_dir: {1}\n",
         root.display(),
         output.display(),
     );
-    config::from_str(&text, Format::Yaml, &[]).unwrap()
+    let settings: Vec<String> = extra.lines().map(|line| line.replacen(": ", "=", 1)).collect();
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    config::from_str(&text, Format::Yaml, &settings).unwrap()
 }
 
 /// The losses of a run, and the adapter that it leaves.
@@ -70,6 +73,28 @@ fn losses_are_those_of_the_cpu() {
     let (again, adapter_again) = run(&kernel_devices()[1].1, &card(), extra);
     assert_eq!(got, again);
     assert!(adapter == adapter_again, "the adapters differ");
+}
+
+/// Stopped after its first step and resumed, a run on kernels leaves the adapter of one that was not.
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() {
+    let extra =
+        "quantization_bit: 4\nlora_dropout: 0.1\nper_device_train_batch_size: 1\ncutoff_len: 32\nmax_steps: 3\n";
+    let device = &kernel_devices()[0].1;
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = |name: &str, extra: &str, stop_at: u64| {
+        let output = dir.path().join(name);
+        let mut watch = |event: &Event<'_>| match event {
+            Event::Step(step) if step.step == stop_at => Control::Stop,
+            _ => Control::Continue,
+        };
+        train_on(&config(&output, extra), device, &card(), &mut watch).unwrap();
+        std::fs::read(output.join("adapter_model.safetensors")).ok()
+    };
+    let whole = adapter("whole", extra, 0);
+    assert!(adapter("parts", extra, 1).is_none(), "a run that was stopped has no final adapter");
+    let parts = adapter("parts", &format!("{extra}resume_from_checkpoint: true\n"), 0);
+    assert!(whole.is_some() && whole == parts, "the adapters differ");
 }
 
 fn tiny(device: &Device, config: &Config) -> Model {
