@@ -6,7 +6,7 @@ mod shapes;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use qlora_engine::device::Device;
-use qlora_engine::ops::adamw::{self, AdamW, Flat, Groups};
+use qlora_engine::ops::adamw::{self, AdamW, Flat, Groups, Moments};
 use qlora_engine::ops::attention::{self, Attention};
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora, Matrix};
 use qlora_engine::ops::philox::{Stream, normal};
@@ -111,18 +111,20 @@ fn optimizer(c: &mut Criterion, dev: &Device) {
     group.throughput(Throughput::Elements(n as u64));
     group.sample_size(10).warm_up_time(Duration::from_millis(300)).measurement_time(Duration::from_secs(1));
     let g = random(1, n, DType::F32, dev);
-    let (mut p, mut m) = (random(1, n, DType::F32, dev), random(1, n, DType::F32, dev));
-    let mut v = Tensor::zeros(1, n, DType::F32, dev).unwrap();
+    let mut p = random(1, n, DType::F32, dev);
     let a = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, max_norm: 1.0, step: 3 };
     let mut groups = Groups::new([(0..n, true)], dev).unwrap();
     let one = Tensor::from_slice(&[1.0f64], 1, 1, dev).unwrap();
     group.bench_function("grad_norm", |b| b.iter(|| grad_norm::run(&g).unwrap()));
-    group.bench_function("adamw", |b| {
-        b.iter(|| {
-            let flat = Flat { p: &mut p, m: &mut m, v: &mut v, g: &g, copy: None };
-            adamw::step(flat, &mut groups, a, &one, &one).unwrap()
-        })
-    });
+    for (name, eight_bit) in [("adamw", false), ("adamw_8bit", true)] {
+        let mut moments = Moments::zeros(&p, eight_bit).unwrap();
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let flat = Flat { p: &mut p, moments: &mut moments, g: &g, copy: None };
+                adamw::step(flat, &mut groups, a, &one, &one).unwrap()
+            })
+        });
+    }
     group.finish();
 }
 

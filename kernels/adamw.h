@@ -9,17 +9,29 @@
 //
 // Nothing is changed if norm or loss is not finite.
 //
-// Source   Loshchilov & Hutter 2019, arXiv:1711.05101, in PyTorch's form.
+// adamw_step_8bit keeps m and v as 8-bit codes, ADAMW_STATE_BLOCK elements to an absmax each; p is changed by the new m and
+// v before they are rounded:
+//
+//   decode  m = m_code[code] * absmax
+//   encode  absmax = max |m| of the block;  code = number of midpoints of m_code strictly below m / absmax (0 / 1 in a block
+//           of zeros); one less where m < 0 would become 0
+//
+// Source   Loshchilov & Hutter 2019, arXiv:1711.05101, in PyTorch's form; 8 bits: Dettmers et al. 2021, arXiv:2110.02861,
+//          with the maps and the rule for signs of bitsandbytes.
 // Bits     f32, every operation rounded by itself, from left to right: those of src/ops/adamw on the CPU.
 // Shapes   p, m, v, g (n) f32 and copy (n) bf16, aligned to 16; ends (groups); norm, loss (1) f64; step (1).
-// Launch   grid = ceil(n / (ADAMW_BLOCK * ADAMW_PACK)), block = ADAMW_BLOCK.
-// Writes   p, m, v are changed in place; copy is overwritten.
-// Bound    memory: 28 bytes an element, 30 with the copy.
+//          8 bits: m, v (n) bytes, absmax (ceil(n / ADAMW_STATE_BLOCK)) f32, maps (256) f32, ascending.
+// Launch   grid = ceil(n / (ADAMW_BLOCK * ADAMW_PACK)), block = ADAMW_BLOCK; 8 bits: grid = ceil(n / ADAMW_TILE_8BIT) and
+//          4 * 256 f32 of shared memory.
+// Writes   p, m, v and their absmax are changed in place; copy is overwritten.
+// Bound    memory: 28 bytes an element, 16 with 8 bits, and 2 for the copy.
 #pragma once
 #include "include/abi.h"
 
 #define ADAMW_BLOCK 256
 #define ADAMW_PACK 4  // elements a thread
+#define ADAMW_STATE_BLOCK 256  // elements that share an absmax; a warp works on them
+#define ADAMW_TILE_8BIT 2048   // elements a block of threads
 
 // What changes from step to step, in device memory.
 typedef struct {
@@ -46,3 +58,22 @@ typedef struct {
   int groups;  // runs of elements that decay or do not, in turns
   int decays;  // 1: the first group decays
 } AdamWUpdate;
+
+typedef struct {
+  float* p;                // (n), changed
+  unsigned char* m;        // (n), changed
+  unsigned char* v;        // (n), changed
+  float* m_absmax;         // (ceil(n / ADAMW_STATE_BLOCK)), changed
+  float* v_absmax;         // likewise
+  bf16* copy;              // (n), written; null: none
+  const float* g;          // (n)
+  const float* m_code;     // (256), both signs
+  const float* v_code;     // (256), from 0
+  const AdamWStep* step;   // as above, to the end
+  const double* norm;
+  const double* loss;
+  const unsigned long long* ends;
+  long long n;
+  int groups;
+  int decays;
+} AdamWUpdate8;

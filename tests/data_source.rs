@@ -89,6 +89,7 @@ fn config(dir: &Path, dataset: &[&str]) -> Config {
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
+            adam_8bit: false,
             max_grad_norm: 1.0,
             neftune_noise_alpha: None,
             precision: Precision::F32,

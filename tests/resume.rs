@@ -153,6 +153,11 @@ fn killed_with_whole_weights() {
     killed_equals_uninterrupted(9, &["finetuning_type=full", "pure_bf16=true", "learning_rate=1e-3", "save_steps=2"]);
 }
 
+#[test]
+fn killed_with_moments_in_8_bits() {
+    killed_equals_uninterrupted(10, &["optim=adamw_8bit", "save_steps=2"]);
+}
+
 /// A run that ended early and was killed before it had written its results does not train on.
 #[test]
 fn killed_after_stopping_early() {

@@ -186,6 +186,8 @@ pub struct TrainConfig {
     pub adam_beta1: f64,
     pub adam_beta2: f64,
     pub adam_epsilon: f64,
+    /// `optim: adamw_8bit`: moments in 8 bits.
+    pub adam_8bit: bool,
     /// 0: no clipping.
     pub max_grad_norm: f64,
     pub neftune_noise_alpha: Option<f64>,

@@ -15,34 +15,45 @@ const CELLS: usize = 65536;
 /// The 256 values, ascending.
 pub fn code() -> &'static [f32; 256] {
     static CODE: OnceLock<[f32; 256]> = OnceLock::new();
-    CODE.get_or_init(|| {
-        let mut code = [0f32; 256];
-        let mut next = 0;
-        let mut put = |x: f32| {
-            code[next] = x;
-            next += 1;
+    CODE.get_or_init(|| map(true))
+}
+
+/// The 256 values of the unsigned map, ascending: each decade cut into twice as many parts, without negative values. The
+/// second moments of 8-bit AdamW.
+pub fn unsigned_code() -> &'static [f32; 256] {
+    static CODE: OnceLock<[f32; 256]> = OnceLock::new();
+    CODE.get_or_init(|| map(false))
+}
+
+fn map(signed: bool) -> [f32; 256] {
+    let mut code = [0f32; 256];
+    let mut next = 0;
+    let mut put = |x: f32| {
+        code[next] = x;
+        next += 1;
+    };
+    for exponent in 0..7 {
+        let parts = if signed { 1usize << exponent } else { 2 << exponent };
+        let decade = 10f64.powi(exponent - 6) as f32;
+        // The boundaries as torch.linspace lays them: an f32 step, counted up from 0.1 in the first half and down from
+        // 1 after it, each boundary rounded once (the f64 product is exact).
+        let step = f64::from((1.0 - 0.1f32) / parts as f32);
+        let boundary = |i: usize| match i < parts.div_ceil(2) {
+            true => (f64::from(0.1f32) + step * i as f64) as f32,
+            false => (1.0 - step * (parts - i) as f64) as f32,
         };
-        for exponent in 0..7 {
-            let parts = 1usize << exponent;
-            let decade = 10f64.powi(exponent - 6) as f32;
-            // The boundaries as torch.linspace lays them: an f32 step, counted up from 0.1 in the first half and down from
-            // 1 after it, each boundary rounded once (the f64 product is exact).
-            let step = f64::from((1.0 - 0.1f32) / parts as f32);
-            let boundary = |i: usize| match i < parts.div_ceil(2) {
-                true => (f64::from(0.1f32) + step * i as f64) as f32,
-                false => (1.0 - step * (parts - i) as f64) as f32,
-            };
-            for i in 0..parts {
-                let middle = decade * ((boundary(i) + boundary(i + 1)) / 2.0);
-                put(middle);
+        for i in 0..parts {
+            let middle = decade * ((boundary(i) + boundary(i + 1)) / 2.0);
+            put(middle);
+            if signed {
                 put(-middle);
             }
         }
-        put(0.0);
-        put(1.0);
-        code.sort_by(f32::total_cmp);
-        code
-    })
+    }
+    put(0.0);
+    put(1.0);
+    code.sort_by(f32::total_cmp);
+    code
 }
 
 /// The code of each cell: the nearest value to the cell's place. bitsandbytes rounds to a cell first and takes the cell's

@@ -103,6 +103,7 @@ fn hyperparameters(config: &Config) -> Vec<(&'static str, String)> {
     };
     let total = t.per_device_train_batch_size * t.gradient_accumulation_steps;
     let (beta1, beta2, eps) = (float_repr(t.adam_beta1), float_repr(t.adam_beta2), float_repr(t.adam_epsilon));
+    let adamw = if t.adam_8bit { "8-bit AdamW" } else { "AdamW" };
     let mut rows = vec![
         ("stage", if tune.stage == Stage::Pt { "pt" } else { "sft" }.to_string()),
         ("learning_rate", float_repr(t.learning_rate)),
@@ -111,7 +112,7 @@ fn hyperparameters(config: &Config) -> Vec<(&'static str, String)> {
         ("seed", t.seed.to_string()),
         ("gradient_accumulation_steps", t.gradient_accumulation_steps.to_string()),
         ("total_train_batch_size", total.to_string()),
-        ("optimizer", format!("AdamW with betas=({beta1},{beta2}), epsilon={eps}, weight_decay={}", t.weight_decay)),
+        ("optimizer", format!("{adamw} with betas=({beta1},{beta2}), epsilon={eps}, weight_decay={}", t.weight_decay)),
         ("lr_scheduler_type", scheduler.to_string()),
     ];
     let warmup = if t.warmup_ratio > 0.0 { t.warmup_ratio } else { t.warmup_steps };

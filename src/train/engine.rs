@@ -11,7 +11,7 @@ use crate::data::Batch;
 use crate::device::{Later, Layout, Reserved};
 use crate::error::{Error, Result};
 use crate::model::{Model, Pass, Policies, Policy};
-use crate::ops::adamw::{self, AdamW};
+use crate::ops::adamw::{self, AdamW, Moments};
 use crate::ops::grad_norm;
 use crate::tensor::{DType, Tensor};
 
@@ -32,12 +32,6 @@ pub struct Engine {
     train_layout: Arc<Layout>,
     eval_layout: Arc<Layout>,
     hyper: Hyper,
-}
-
-/// AdamW's state, (1, parameters) each, in f32.
-pub struct Moments {
-    pub m: Tensor,
-    pub v: Tensor,
 }
 
 /// What stays the same over a run.
@@ -101,8 +95,8 @@ impl Engine {
     /// [`Error::Memory`] if the system has not that much.
     pub fn new(model: Model, plan: &Plan, config: &Config) -> Result<Self> {
         let memory = model.device.reserve(plan.step_bytes())?;
-        let moments = Moments { m: model.params.zeros_like()?, v: model.params.zeros_like()? };
         let t = &config.train;
+        let moments = Moments::zeros(&model.params.master, t.adam_8bit)?;
         let hyper = Hyper {
             beta1: t.adam_beta1,
             beta2: t.adam_beta2,
@@ -169,7 +163,7 @@ impl Engine {
             step,
         };
         let (p, copy) = self.model.params.both_mut();
-        let flat = adamw::Flat { p, m: &mut self.moments.m, v: &mut self.moments.v, g: &self.grads, copy };
+        let flat = adamw::Flat { p, moments: &mut self.moments, g: &self.grads, copy };
         adamw::step(flat, &mut self.groups, a, &self.norm.value, &self.loss)?;
         // Where these are not finite the optimizer has changed nothing.
         let (loss, norm) = (self.loss.read_later::<f64>(0, 1), self.norm.value.read_later::<f64>(0, 1));

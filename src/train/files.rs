@@ -1,20 +1,24 @@
 //! The files that hold what was trained: an adapter, or a whole model; and the optimizer's state of a checkpoint.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
-use super::engine::Moments;
 use super::inputs::Inputs;
 use crate::config::{Config, FinetuningType, Precision};
 use crate::error::{Error, Result};
 use crate::format::adapter::{self, AdapterConfig, Part, Sidecar};
 use crate::format::{AdapterFile, Checkpoint, Dtype, TensorSpec, hf_config, safetensors};
 use crate::model::{Model, Params};
+use crate::ops::adamw::Moments;
 use crate::tensor::Tensor;
 
 /// Shards of a whole model are at most this large.
 const SHARD_BYTES: u64 = 5 << 30;
 const OPTIMIZER: &str = "optimizer.safetensors";
+/// Moments in 8 bits, by the names of bitsandbytes: the first, the second.
+const CODES: [&str; 2] = ["state1", "state2"];
+const ABSMAX: [&str; 2] = ["absmax1", "absmax2"];
 
 /// Writes trained values, tokenizer and what a later use must know (template, thinking mode) into `dir`.
 ///
@@ -118,23 +122,52 @@ fn sidecar(config: &Config, inputs: &Inputs) -> Sidecar {
     }
 }
 
+/// What a checkpoint holds of the optimizer.
+enum Stored<'a> {
+    Floats(&'a Tensor),
+    Codes(Vec<u8>),
+    Absmax(Vec<f32>),
+}
+
 /// Writes the moments, and the values where the model's files round them.
 ///
 /// # Errors
 /// [`Error::File`].
 pub fn write_optimizer(dir: &Path, config: &Config, params: &Params, moments: &Moments) -> Result<()> {
-    let mut tensors = vec![("exp_avg", &moments.m), ("exp_avg_sq", &moments.v)];
+    let mut parts: Vec<(&str, Stored)> = match moments {
+        Moments::Full { m, v } => vec![("exp_avg", Stored::Floats(m)), ("exp_avg_sq", Stored::Floats(v))],
+        Moments::Eight { m, v } => {
+            let ((m, m_absmax), (v, v_absmax)) = (m.read(), v.read());
+            let [m, v] = [m, v].map(Stored::Codes);
+            let [m_absmax, v_absmax] = [m_absmax, v_absmax].map(Stored::Absmax);
+            vec![(CODES[0], m), (CODES[1], v), (ABSMAX[0], m_absmax), (ABSMAX[1], v_absmax)]
+        }
+    };
     if config.tune.pure_bf16 {
-        tensors.push(("master", &params.master));
+        parts.push(("master", Stored::Floats(&params.master)));
     }
-    let spec = |(name, t): &(&str, &Tensor)| TensorSpec::new(*name, Dtype::F32, &[t.len()]);
-    let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
+    let spec = |(name, part): &(&str, Stored)| match part {
+        Stored::Floats(t) => TensorSpec::new(*name, Dtype::F32, &[t.len()]),
+        Stored::Codes(codes) => TensorSpec::new(*name, Dtype::U8, &[codes.len()]),
+        Stored::Absmax(absmax) => TensorSpec::new(*name, Dtype::F32, &[absmax.len()]),
+    };
+    let specs: Vec<TensorSpec> = parts.iter().map(spec).collect();
     safetensors::write_file(&dir.join(OPTIMIZER), &specs, |spec, sink| {
-        match tensors.iter().find(|(name, _)| *name == spec.name) {
-            Some((_, t)) => sink.f32(&t.read::<f32>(0, t.len())),
+        match parts.iter().find(|(name, _)| *name == spec.name) {
+            Some((_, Stored::Floats(t))) => {
+                pieces(t.len()).try_for_each(|r| sink.f32(&t.read::<f32>(r.start, r.len())))
+            }
+            Some((_, Stored::Codes(codes))) => sink.bytes(codes),
+            Some((_, Stored::Absmax(absmax))) => sink.f32(absmax),
             None => Ok(()),
         }
     })
+}
+
+/// Ranges that together are 0..n: what is copied from a device at a time.
+fn pieces(n: usize) -> impl Iterator<Item = Range<usize>> {
+    const PIECE: usize = 1 << 20;
+    (0..n).step_by(PIECE).map(move |at| at..n.min(at + PIECE))
 }
 
 /// Takes trained values back from what [`write`] wrote.
@@ -170,15 +203,31 @@ pub fn read_optimizer(dir: &Path, config: &Config, params: &mut Params, moments:
         return Err(Error::config("resume_from_checkpoint", why));
     }
     let file = Checkpoint::open_file(&path)?;
-    let mut tensors = vec![("exp_avg", &mut moments.m), ("exp_avg_sq", &mut moments.v)];
+    let mut floats: Vec<(&str, &mut Tensor)> = Vec::new();
+    match moments {
+        Moments::Full { m, v } => floats.extend([("exp_avg", m), ("exp_avg_sq", v)]),
+        Moments::Eight { m, v } => {
+            for (i, t) in [m, v].into_iter().enumerate() {
+                let codes = file.expect(CODES[i], &[t.len()])?;
+                if codes.dtype != Dtype::U8 {
+                    return Err(codes.wrong(format!("is {}, must be U8", codes.dtype)));
+                }
+                let mut absmax = vec![0.0; t.blocks()];
+                file.expect(ABSMAX[i], &[t.blocks()])?.read_f32(&mut absmax)?;
+                t.write(codes.bytes, &absmax)?;
+            }
+        }
+    }
     if config.tune.pure_bf16 {
-        tensors.push(("master", &mut params.master));
+        floats.push(("master", &mut params.master));
     }
-    for (name, t) in tensors {
-        let mut values = vec![0.0f32; t.len()];
-        file.expect(name, &[t.len()])?.read_f32(&mut values)?;
-        t.write(0, &values);
+    for (name, t) in floats {
+        let view = file.expect(name, &[t.len()])?;
+        for r in pieces(t.len()) {
+            let mut piece = vec![0.0; r.len()];
+            view.read_f32_range(r.clone(), &mut piece)?;
+            t.write(r.start, &piece);
+        }
     }
-    params.refresh()?;
-    Ok(())
+    params.refresh()
 }

@@ -20,7 +20,7 @@ pub mod tensorboard;
 mod trainer;
 
 pub use batches::{envelopes, steps};
-pub use engine::{Engine, Moments, StepResult};
+pub use engine::{Engine, StepResult};
 pub use inputs::{Inputs, TrainData};
 pub use progress::{Control, Event, LogRow, Observer, RunInfo, StepReport};
 pub use target::Target;

@@ -11,6 +11,7 @@ use crate::data::Batch;
 use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
 use crate::model::{self, Model, Options, Pass, Policies, Policy, Spec};
+use crate::ops::adamw::Moments;
 use crate::ops::linear_cross_entropy::{chunk_rows, kernel_chunk_rows};
 use crate::tensor::{DType, Tensor};
 
@@ -290,7 +291,7 @@ impl<'a> DryRun<'a> {
             nf4,
             trained: self.model.params.bytes() as u64,
             gradient,
-            optimizer: 2 * gradient,
+            optimizer: Moments::bytes(self.grads.len(), self.grads.dtype().size(), self.config.train.adam_8bit),
             step: train.bytes().max(eval.bytes()) as u64,
             logits: (logit_rows * spec.vocab * 4) as u64,
             scratch: self.scratch(),

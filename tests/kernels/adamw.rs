@@ -2,30 +2,42 @@ use std::ops::Range;
 
 use crate::*;
 use qlora_engine::model::{Entry, Params};
-use qlora_engine::ops::adamw::{self, AdamW, Flat, Groups};
+use qlora_engine::ops::adamw::{self, AdamW, Flat, Groups, Moments};
 use qlora_engine::ops::grad_norm;
 
 struct State {
     p: Tensor,
-    m: Tensor,
-    v: Tensor,
+    moments: Moments,
     copy: Tensor,
 }
 
 impl State {
-    fn new(n: usize, device: &Device) -> Self {
-        let zeros = |dtype| Tensor::zeros(1, n, dtype, device).unwrap();
+    fn new(n: usize, eight_bit: bool, device: &Device) -> Self {
         let p = tensor(&random(7, n), 1, n, DType::F32, device);
-        State { p, m: zeros(DType::F32), v: zeros(DType::F32), copy: zeros(DType::Bf16) }
+        let moments = Moments::zeros(&p, eight_bit).unwrap();
+        State { p, moments, copy: Tensor::zeros(1, n, DType::Bf16, device).unwrap() }
     }
 
     fn step(&mut self, g: &Tensor, groups: &mut Groups, a: AdamW, norm: &Tensor, loss: &Tensor) {
-        let flat = Flat { p: &mut self.p, m: &mut self.m, v: &mut self.v, g, copy: Some(&mut self.copy) };
+        let flat = Flat { p: &mut self.p, moments: &mut self.moments, g, copy: Some(&mut self.copy) };
         adamw::step(flat, groups, a, norm, loss).unwrap();
     }
 
+    /// p, m, v, copy; and of moments in 8 bits the codes and the absmax.
     fn values(&self) -> Vec<Vec<f64>> {
-        [&self.p, &self.m, &self.v, &self.copy].map(Tensor::to_f64).to_vec()
+        let mut all = match &self.moments {
+            Moments::Full { m, v } => vec![m.to_f64(), v.to_f64()],
+            Moments::Eight { m, v } => [m, v].map(|c| c.values().iter().map(|x| f64::from(*x)).collect()).to_vec(),
+        };
+        all.insert(0, self.p.to_f64());
+        all.push(self.copy.to_f64());
+        if let Moments::Eight { m, v } = &self.moments {
+            for (codes, absmax) in [m.read(), v.read()] {
+                all.push(codes.iter().map(|c| f64::from(*c)).collect());
+                all.push(absmax.iter().map(|x| f64::from(*x)).collect());
+            }
+        }
+        all
     }
 }
 
@@ -34,8 +46,8 @@ fn scalar(x: f64, device: &Device) -> Tensor {
 }
 
 /// The state after three steps, each norm from the gradient, with gradients of many sizes.
-fn run(n: usize, ranges: &[(Range<usize>, bool)], max_norm: f64, device: &Device) -> Vec<Vec<f64>> {
-    let mut state = State::new(n, device);
+fn run(n: usize, ranges: &[(Range<usize>, bool)], max_norm: f64, eight_bit: bool, device: &Device) -> Vec<Vec<f64>> {
+    let mut state = State::new(n, eight_bit, device);
     let mut groups = Groups::new(ranges.iter().cloned(), device).unwrap();
     for step in 1..=3 {
         let size = |i: usize| [1.0, 1e-4, 1e-9, 0.0, 1e4, 1e-22][i % 6];
@@ -69,12 +81,17 @@ fn has_the_bits_of_the_cpu() {
     ];
     for (n, ranges) in cases {
         for max_norm in [0.0, 1.0, 1e6] {
-            let want = run(n, &ranges, max_norm, &Device::cpu(2));
-            let got = on_each(|device| run(n, &ranges, max_norm, device));
-            for (what, (got, want)) in ["p", "m", "v", "copy"].into_iter().zip(got.iter().zip(&want)) {
-                assert_eq!(bits(got), bits(want), "{what} of {n} elements, norm at most {max_norm}");
+            for eight_bit in [false, true] {
+                let want = run(n, &ranges, max_norm, eight_bit, &Device::cpu(2));
+                let got = on_each(|device| run(n, &ranges, max_norm, eight_bit, device));
+                assert_eq!(want.len(), if eight_bit { 8 } else { 4 });
+                let names = ["p", "m", "v", "copy", "codes of m", "absmax of m", "codes of v", "absmax of v"];
+                for (what, (got, want)) in names.into_iter().zip(got.iter().zip(&want)) {
+                    let what = format!("{what} of {n} elements, norm at most {max_norm}, 8 bits {eight_bit}");
+                    assert_eq!(bits(got), bits(want), "{what}");
+                }
+                assert!(want[0].iter().all(|x| x.is_finite()));
             }
-            assert!(want[0].iter().all(|x| x.is_finite()));
         }
     }
 }
@@ -83,7 +100,7 @@ fn has_the_bits_of_the_cpu() {
 #[test]
 fn decay_and_clipping_matter() {
     let n = 2048;
-    let on = |decay, max_norm| run(n, &[(0..n, decay)], max_norm, &Device::host_kernels(2, false).unwrap());
+    let on = |decay, max_norm| run(n, &[(0..n, decay)], max_norm, false, &Device::host_kernels(2, false).unwrap());
     let [plain, decayed, clipped] = [on(false, 0.0), on(true, 0.0), on(false, 1.0)];
     assert!((0..n).all(|i| plain[0][i] != decayed[0][i]) && bits(&plain[1]) == bits(&decayed[1]));
     // (Every sixth gradient is 0, and what is smallest leaves f32 when it is squared, but not before.)
@@ -92,9 +109,9 @@ fn decay_and_clipping_matter() {
 
 #[test]
 fn nothing_changes_if_norm_or_loss_is_not_finite() {
-    for (_, device) in kernel_devices() {
+    for ((_, device), eight_bit) in kernel_devices().into_iter().zip([false, true]) {
         let n = 1500;
-        let mut state = State::new(n, &device);
+        let mut state = State::new(n, eight_bit, &device);
         let mut groups = Groups::new([(0..n, true)], &device).unwrap();
         let g = tensor(&random(3, n), 1, n, DType::F32, &device);
         let a = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0, step: 1 };
@@ -117,11 +134,11 @@ fn groups_that_do_not_fit_are_refused() {
     assert!(Groups::new([(0..3, true), (4..6, true)], &device).is_err());
     assert!(Groups::new([(1..3, true)], &device).is_err());
     let mut groups = Groups::new([(0..3, true)], &device).unwrap();
-    let mut s = State::new(4, &device);
+    let mut s = State::new(4, false, &device);
     let g = tensor(&[0.0; 4], 1, 4, DType::F32, &device);
     let a = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0, step: 1 };
     let one = scalar(1.0, &device);
-    let flat = Flat { p: &mut s.p, m: &mut s.m, v: &mut s.v, g: &g, copy: None };
+    let flat = Flat { p: &mut s.p, moments: &mut s.moments, g: &g, copy: None };
     assert!(adamw::step(flat, &mut groups, a, &one, &one).unwrap_err().to_string().contains("3 elements"));
 }
 

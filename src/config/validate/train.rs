@@ -14,7 +14,6 @@ const OUTPUT_DIR: &str = "trainer_output";
 
 pub(super) fn read(s: &Settings, no_effect: &mut Vec<(String, String)>) -> Result<TrainConfig> {
     let tutorial = s.tutorial;
-    optimizer(s)?;
     let max_steps = s.maybe_whole("max_steps", -MANY)?.and_then(positive);
     let save_total_limit = s.maybe_whole("save_total_limit", -MANY)?.and_then(positive);
     let (warmup_ratio, warmup_steps) = warmup(s)?;
@@ -54,6 +53,7 @@ pub(super) fn read(s: &Settings, no_effect: &mut Vec<(String, String)>) -> Resul
         adam_beta1: s.number("adam_beta1", 0.9, |x| (0.0..1.0).contains(&x), "a number in [0, 1)")?,
         adam_beta2: s.number("adam_beta2", 0.999, |x| (0.0..1.0).contains(&x), "a number in [0, 1)")?,
         adam_epsilon: s.number("adam_epsilon", 1e-8, |x| x >= 0.0, "a number, 0 or more")?,
+        adam_8bit: eight_bit(s)?,
         max_grad_norm: s.number("max_grad_norm", 1.0, |x| x >= 0.0, "a number, 0 (no clipping) or more")?,
         neftune_noise_alpha: s
             .maybe_number("neftune_noise_alpha", |x| x >= 0.0, "a number, 0 or more")?
@@ -96,14 +96,16 @@ fn positive(n: i64) -> Option<usize> {
     usize::try_from(n).ok().filter(|n| *n > 0)
 }
 
-/// AdamW under each of its names; transformers' default is the fused one.
-fn optimizer(s: &Settings) -> Result<()> {
-    const BUILT: [&str; 3] = ["adamw_torch", "adamw_torch_fused", "adamw_hf"];
-    match s.text("optim")? {
-        Some(name) if !BUILT.contains(&name.as_str()) => {
-            Err(s.bad("optim", "adamw_torch, adamw_torch_fused or adamw_hf; other optimizers are not built"))
+/// Whether AdamW, under one of its names, keeps its moments in 8 bits; transformers' default is the fused one, which does
+/// not.
+fn eight_bit(s: &Settings) -> Result<bool> {
+    match s.text("optim")?.as_deref() {
+        None | Some("adamw_torch" | "adamw_torch_fused" | "adamw_hf") => Ok(false),
+        Some("adamw_8bit" | "adamw_bnb_8bit") => Ok(true),
+        Some(_) => {
+            let built = "adamw_torch, adamw_torch_fused, adamw_hf or adamw_8bit; other optimizers are not built";
+            Err(s.bad("optim", built))
         }
-        _ => Ok(()),
     }
 }
 

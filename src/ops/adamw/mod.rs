@@ -3,9 +3,16 @@
 //! g' = clip * g, clip = min(1, max_norm / (norm + 1e-6)); p *= 1 - lr * weight_decay (where it applies);
 //! m = b1 m + (1 - b1) g'; v = b2 v + (1 - b2) g'^2; p -= lr / (1 - b1^t) * m / (sqrt(v) / sqrt(1 - b2^t) + eps).
 //! Nothing is changed if the norm or the loss is not finite.
+//!
+//! The moments are f32, or 8 bits with an absmax for every 256 elements of the flat buffer: Dettmers et al. 2021,
+//! arXiv:2110.02861. (Of bitsandbytes' they have the maps and the rounding. Its blocks begin anew with each tensor, and
+//! tensors of fewer than 4096 elements keep f32; ours do neither.)
 
 mod cpu;
 mod launch;
+mod moments;
+
+pub use moments::{Codes, Moments};
 
 use std::ops::Range;
 
@@ -49,8 +56,7 @@ impl AdamW {
 /// Parameters, gradient and moments, all flat and of one length, in f32 (f64 in the oracle).
 pub struct Flat<'a> {
     pub p: &'a mut Tensor,
-    pub m: &'a mut Tensor,
-    pub v: &'a mut Tensor,
+    pub moments: &'a mut Moments,
     pub g: &'a Tensor,
     /// The parameters rounded to bf16, brought up to date where there is such a copy.
     pub copy: Option<&'a mut Tensor>,
@@ -119,8 +125,17 @@ impl Groups {
 /// [`Error::Shape`] unless all have one shape and dtype (the copy: bf16) and the groups are of as many elements.
 pub fn step(flat: Flat, groups: &mut Groups, a: AdamW, norm: &Tensor, loss: &Tensor) -> Result<()> {
     let (rows, cols, dtype) = (flat.p.rows(), flat.p.cols(), flat.p.dtype());
-    flat.m.expect("adamw m", rows, cols, dtype)?;
-    flat.v.expect("adamw v", rows, cols, dtype)?;
+    match &*flat.moments {
+        Moments::Full { m, v } => {
+            m.expect("adamw m", rows, cols, dtype)?;
+            v.expect("adamw v", rows, cols, dtype)?;
+        }
+        Moments::Eight { m, v } => {
+            flat.p.expect("adamw p with 8-bit moments", rows, cols, DType::F32)?;
+            m.expect("adamw m", rows * cols)?;
+            v.expect("adamw v", rows * cols)?;
+        }
+    }
     flat.g.expect("adamw g", rows, cols, dtype)?;
     if let Some(copy) = &flat.copy {
         copy.expect("adamw copy", rows, cols, DType::Bf16)?;
