@@ -29,13 +29,16 @@ const HEAD_ROWS: usize = 256;
 /// A computation over its inputs on one device; returns its results.
 type Run = Box<dyn FnMut() -> Result<Vec<Tensor>>>;
 
+/// Makes the inputs on a device.
+type Make = Box<dyn Fn(&Device) -> Result<Run>>;
+
 /// Something to time.
 struct Case {
     name: String,
     flops: f64,
     /// That have to be moved at least.
     bytes: f64,
-    make: Box<dyn Fn(&Device) -> Result<Run>>,
+    make: Make,
 }
 
 /// Seeded numbers in [-1, 1), bf16: products of zeros would be faster than those of a model.
@@ -59,7 +62,7 @@ fn tensor(rows: usize, cols: usize, seed: u64, device: &Device) -> Result<Tensor
 enum Base {
     Dense(Tensor),
     Host(Nf4),
-    Device(DeviceNf4),
+    Device(Box<DeviceNf4>),
     Planned(usize, usize),
 }
 
@@ -74,7 +77,7 @@ impl Base {
         builder.push(&values(out * inn, 7).iter().map(|x| x.to_f32()).collect::<Vec<_>>(), 8)?;
         let q = builder.finish()?;
         match device.runs_kernels() {
-            true => Ok(Base::Device(DeviceNf4::upload(&q, &Code2::new(device)?)?)),
+            true => Ok(Base::Device(Box::new(DeviceNf4::upload(&q, &Code2::new(device)?)?))),
             false => Ok(Base::Host(q)),
         }
     }

@@ -8,6 +8,8 @@ pub const QE_MAX_SHARED_BYTES: u32 = 101376;
 pub const QE_WARP: u32 = 32;
 pub const ADAMW_BLOCK: u32 = 256;
 pub const ADAMW_PACK: u32 = 4;
+pub const ADAMW_STATE_BLOCK: u32 = 256;
+pub const ADAMW_TILE_8BIT: u32 = 2048;
 pub const ATTENTION_TILE: u32 = 64;
 pub const ATTENTION_BLOCK: u32 = 128;
 pub const ATTENTION_QUERIES_32: u32 = 32;
@@ -108,6 +110,26 @@ pub struct AdamWUpdate {
     pub v: *mut f32,
     pub copy: *mut bf16,
     pub g: *const f32,
+    pub step: *const AdamWStep,
+    pub norm: *const f64,
+    pub loss: *const f64,
+    pub ends: *const ::std::os::raw::c_ulonglong,
+    pub n: ::std::os::raw::c_longlong,
+    pub groups: ::std::os::raw::c_int,
+    pub decays: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AdamWUpdate8 {
+    pub p: *mut f32,
+    pub m: *mut ::std::os::raw::c_uchar,
+    pub v: *mut ::std::os::raw::c_uchar,
+    pub m_absmax: *mut f32,
+    pub v_absmax: *mut f32,
+    pub copy: *mut bf16,
+    pub g: *const f32,
+    pub m_code: *const f32,
+    pub v_code: *const f32,
     pub step: *const AdamWStep,
     pub norm: *const f64,
     pub loss: *const f64,

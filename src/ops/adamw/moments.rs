@@ -7,6 +7,7 @@ use crate::tensor::{DType, Tensor};
 pub(super) const BLOCK: usize = abi::ADAMW_STATE_BLOCK as usize;
 
 /// First and second moments, flat like the parameters.
+#[allow(clippy::large_enum_variant)] // a run has one of it
 pub enum Moments {
     /// In the dtype of the parameters.
     Full { m: Tensor, v: Tensor },
@@ -99,7 +100,7 @@ impl Codes {
     pub fn values(&self) -> Vec<f32> {
         let (codes, absmax) = self.read();
         let blocks = codes.chunks(BLOCK).zip(&absmax);
-        blocks.flat_map(|(codes, absmax)| codes.iter().map(|c| self.values[usize::from(*c)] * absmax)).collect()
+        blocks.flat_map(|(codes, absmax)| codes.iter().map(move |c| self.values[usize::from(*c)] * absmax)).collect()
     }
 
     pub(super) fn expect(&self, what: &'static str, n: usize) -> Result<()> {
