@@ -208,9 +208,10 @@ pub fn read_optimizer(dir: &Path, config: &Config, params: &mut Params, moments:
         Moments::Full { m, v } => floats.extend([("exp_avg", m), ("exp_avg_sq", v)]),
         Moments::Eight { m, v } => {
             for (i, t) in [m, v].into_iter().enumerate() {
-                let codes = file.expect(CODES[i], &[t.len()])?;
-                if codes.dtype != Dtype::U8 {
-                    return Err(codes.wrong(format!("is {}, must be U8", codes.dtype)));
+                let codes = file.get(CODES[i])?;
+                if codes.dtype != Dtype::U8 || codes.shape != [t.len()] {
+                    let why = format!("is {} {:?}, must be U8 [{}]", codes.dtype, codes.shape, t.len());
+                    return Err(codes.wrong(why));
                 }
                 let mut absmax = vec![0.0; t.blocks()];
                 file.expect(ABSMAX[i], &[t.blocks()])?.read_f32(&mut absmax)?;
