@@ -62,11 +62,12 @@ fn losses_are_those_of_the_cpu() {
     let (want, _) = run(&cpu.0, &cpu.1, extra);
     let (plain, _) = run(&cpu.0, &cpu.1, &format!("{extra}bf16: true\n"));
     let (got, adapter) = run(&kernel_devices()[0].1, &card(), extra);
-    let limit = 2.0 * max_err(&plain, &want);
-    let e = max_err(&got, &want);
-    assert!(e <= limit, "error {e:.3e} > {limit:.3e}\nkernels {got:?}\ncpu {want:?}");
-    // Every step has other rows, so single losses say little.
+    // The spread of plain arithmetic is known from many steps only, and as every step has other rows, single losses say
+    // little of whether they fall.
     if STEPS > 10 {
+        let limit = 2.0 * max_err(&plain, &want);
+        let e = max_err(&got, &want);
+        assert!(e <= limit, "error {e:.3e} > {limit:.3e}\nkernels {got:?}\ncpu {want:?}");
         let (first, last) = (got[..5].iter().sum::<f64>(), got[STEPS - 5..].iter().sum::<f64>());
         assert!(last < 0.9 * first, "the loss does not fall: {got:?}");
     }
