@@ -27,6 +27,8 @@ mkdir "$out/assets"
 cp -r assets/tiny-base assets/data "$out/assets/"
 cp configs/medical_qlora.yaml "$out/configs/"
 cp benches/gpu/run.sh "$out/run.sh"
+mkdir "$out/peers"
+cp benches/peers/gpu_common.py benches/peers/gpu_kernels.py benches/peers/gpu_steps.py "$out/peers/"
 
 # What the executables ask of the machine: the C library of the oldest system in use, and no C++ library.
 for exe in qlora-engine conformance bench; do

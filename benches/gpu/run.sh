@@ -27,11 +27,24 @@ step training-again ./qlora-engine train configs/medical_qlora.yaml output_dir="
 step same-bits cmp "$out/run/adapter_model.safetensors" "$out/run-again/adapter_model.safetensors"
 step training-on-cpu ./qlora-engine train configs/medical_qlora.yaml output_dir="$out/run-cpu" use_cpu=true bf16=true
 step bench ./bench --bench
+# The kernels of PyTorch and others beside ours, where the machine has them: nothing fails without them.
+if python3 -c 'import torch' >/dev/null 2>&1; then
+  before=$failed
+  step peers python3 peers/gpu_kernels.py --ours "$out/bench.log" --json "$out/gpu_kernels.json"
+  failed=$before
+else
+  rows+=("$(printf '%-28s %-8s %5d s   %s' peers absent 0 'no python3 with torch is here')")
+fi
 
 echo
 cat "$out/environment.log"
 echo
-grep -E '^(time|bench|[a-z_]+ .*(TFLOP|GB)/s)' "$out/bench.log"
+grep -E '^(time|bench|[A-Za-z0-9_.-]+ .*(TFLOP|GB)/s)' "$out/bench.log"
+if [ -f "$out/peers.log" ]; then
+  echo
+  # The table, or the one line that says why there is none.
+  grep -q '^done:' "$out/peers.log" && sed -n '/^done:/,$p' "$out/peers.log" || tail -1 "$out/peers.log"
+fi
 echo
 printf '%s\n' "${rows[@]}"
 exit $failed

@@ -5,9 +5,19 @@ import json
 import os
 import subprocess
 
-LIBRARIES = (
-    "torch triton transformers peft accelerate bitsandbytes liger-kernel unsloth unsloth-zoo trl cut-cross-entropy"
-).split()
+LIBRARIES = [
+    "torch",
+    "triton",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "liger-kernel",
+    "unsloth",
+    "unsloth-zoo",
+    "trl",
+    "cut-cross-entropy",
+]
 
 
 def versions():
@@ -54,7 +64,9 @@ def reason_not_to_run(dry):
     except ImportError:
         return "no torch is installed for this Python: the peers are not timed"
     if not dry and not torch.cuda.is_available():
-        return "no NVIDIA GPU that torch can use is here: the peers are not timed (--dry-run builds everything on the CPU)"
+        return (
+            "no NVIDIA GPU that torch can use is here: the peers are not timed (--dry-run builds everything on the CPU)"
+        )
     return None
 
 

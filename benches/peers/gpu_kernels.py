@@ -69,7 +69,7 @@ def cases(dry):
     made = []
     for model, hidden, mlp, heads, kv_heads, dim, vocab, blocks in DRY_LAYERS if dry else LAYERS:
 
-        def add(name, op, flops, nbytes, **sizes):
+        def add(name, op, flops, nbytes, model=model, **sizes):
             made.append(Case(f"{model} {name}", op, sizes | {"tokens": tokens}, flops, nbytes))
 
         n = tokens * hidden
@@ -91,7 +91,14 @@ def cases(dry):
                 add(name, op, flops, weights + 2 * tokens * (mlp + hidden), out=mlp, inn=hidden)
         flops, nbytes = 4 * head_rows * hidden * vocab, 4 * hidden * vocab
         add(f"linear_cross_entropy {vocab}x{hidden}", "head", flops, nbytes, rows=head_rows, hidden=hidden, vocab=vocab)
-        add(f"matmul {mlp}x{hidden} bf16", "matmul", 2 * n * mlp, 2 * (mlp * hidden + n + tokens * mlp), out=mlp, inn=hidden)
+        add(
+            f"matmul {mlp}x{hidden} bf16",
+            "matmul",
+            2 * n * mlp,
+            2 * (mlp * hidden + n + tokens * mlp),
+            out=mlp,
+            inn=hidden,
+        )
         add(f"nf4 dequantise {mlp}x{hidden}", "dequantise", mlp * hidden, 2.516 * mlp * hidden, out=mlp, inn=hidden)
         nbytes = 0.516 * mlp * hidden + 2 * (mlp + hidden)
         add(f"nf4 gemv {mlp}x{hidden}", "gemv", 2 * mlp * hidden, nbytes, out=mlp, inn=hidden)
@@ -104,7 +111,15 @@ def cases(dry):
 
 def adapter_shapes(hidden, mlp, width, kv):
     """A and B of the seven linears of one block."""
-    linears = [(width, hidden), (kv, hidden), (kv, hidden), (hidden, width), (mlp, hidden), (mlp, hidden), (hidden, mlp)]
+    linears = [
+        (width, hidden),
+        (kv, hidden),
+        (kv, hidden),
+        (hidden, width),
+        (mlp, hidden),
+        (mlp, hidden),
+        (hidden, mlp),
+    ]
     return [shape for out, inn in linears for shape in ((RANK, inn), (out, RANK))]
 
 
@@ -353,7 +368,7 @@ def torch_peers(case, dry):
     if case.op == "linear bf16 fwd":
         return [("torch.matmul + LoRA", forward(linear_lora, "x", "w", "a", "b"))]
     if case.op == "linear bf16 bwd":
-        f = lambda x, a, b, w: linear_lora(x, w, a, b)  # noqa: E731
+        f = lambda x, a, b, w: linear_lora(x, w, a, b)
         return [("torch.matmul + LoRA", there_and_back(f, ["x", "a", "b"], ["w"]))]
     if case.op == "head":
         return [("torch eager", there_and_back(head_loss, ["h"], ["w", "targets"], dy=None))]
@@ -446,7 +461,7 @@ def sdpa(case, backend, deterministic):
             notes.append(f"backend {backend_chosen(q, k, v)}")
         else:
             notes.append(f"backend {SDPBackend(backend).name}")
-        timed = lambda: run(chosen)  # noqa: E731
+        timed = lambda: run(chosen)
         timed.note = ", ".join(notes)
         return timed
 
@@ -473,7 +488,7 @@ def compile_peers(case, dry):
     torch._functorch.config.donated_buffer = False
     torch._dynamo.config.recompile_limit = 64
     # The dry run traces everything, but has no use for a C++ compiler.
-    compiled = lambda f: torch.compile(f, dynamic=False, **({"backend": "aot_eager"} if dry else {}))  # noqa: E731
+    compiled = lambda f: torch.compile(f, dynamic=False, **({"backend": "aot_eager"} if dry else {}))
     label = "torch.compile"
     found = norm_and_mlp_peers(case, label, compiled(rms_norm), compiled(swiglu))
     if case.op == "linear bf16 fwd":
@@ -499,7 +514,7 @@ def bitsandbytes_peers(case, dry):
     if case.op == "dequantise":
         return [("bitsandbytes dequantize_4bit", forward(bnb.functional.dequantize_4bit, "w4", "state"))]
     if case.op == "gemv":
-        f = lambda x, w4, state: bnb.matmul_4bit(x, w4, quant_state=state)  # noqa: E731
+        f = lambda x, w4, state: bnb.matmul_4bit(x, w4, quant_state=state)
         return [("bitsandbytes matmul_4bit", forward(f, "x", "w4", "state"))]
     if case.op == "linear nf4 fwd":
         names = ("x", "a", "b", "w4", "state")
@@ -560,7 +575,7 @@ def unsloth_peers(case, dry):
     if case.op == "dequantise":
         found = [("Unsloth fast_dequantize", forward(fast_dequantize, "w4", "state"))]
     if case.op == "linear nf4 fwd":
-        f = lambda x, w4, state, a, b: matmul_lora(x, w4, state, a, b, SCALE)  # noqa: E731
+        f = lambda x, w4, state, a, b: matmul_lora(x, w4, state, a, b, SCALE)
         found = [("Unsloth matmul_lora", forward(f, "x", "w4", "state", "a", "b"))]
     if case.op == "linear nf4 bwd":
         found = [("Unsloth LoRA_W", there_and_back(lora, ["x", "a", "b"], ["w4", "state"]))]
@@ -607,14 +622,19 @@ def captured(body):
     import torch
 
     try:
+        # Found out beforehand where it can be: a capture that fails leaves its memory pool behind.
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            body()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
             body()
         graph.replay()
         torch.cuda.synchronize()
         return graph, None
-    except Exception as e:  # noqa: BLE001  what a capture may raise depends on who wrote the kernel
-        torch.cuda.synchronize()
+    except Exception as e:  # what a capture may raise depends on who wrote the kernel
         return None, one_line(e, 60)
 
 
@@ -665,9 +685,11 @@ def child(args):
     try:
         if library in MODULES:
             importlib.import_module(MODULES[library])
-    except Exception as e:  # noqa: BLE001  an import may fail in any way; that is what the row is for
+    except Exception as e:  # an import may fail in any way; that is what the row is for
         missing = isinstance(e, ModuleNotFoundError)
-        return say({"case": "", "peer": library, "note": f"not {'installed' if missing else 'importable'}: {one_line(e)}"})
+        return say(
+            {"case": "", "peer": library, "note": f"not {'installed' if missing else 'importable'}: {one_line(e)}"}
+        )
 
     device = "cpu" if args.dry_run else "cuda"
     l2 = 0 if args.dry_run else torch.cuda.get_device_properties(0).L2_cache_size
@@ -683,7 +705,7 @@ def child(args):
                     continue
                 try:
                     row = time_peer(case, make, args, l2, device)
-                except Exception as e:  # noqa: BLE001  one peer's failure is a row, and the next goes on
+                except Exception as e:  # one peer's failure is a row, and the next goes on
                     row = {"note": f"failed: {one_line(e)}"}
                 say({"case": case.name, "peer": label} | row)
                 if not args.dry_run:
