@@ -92,7 +92,7 @@ impl Base {
     }
 }
 
-/// A layer with its adapter, forward or backward.
+/// A layer with its adapter, forward or both ways: what the backward pass needs is made by the forward pass.
 fn linear_case(model: &str, out: usize, inn: usize, nf4: bool, backward: bool) -> Case {
     let (t, o, i, r) = (TOKENS as f64, out as f64, inn as f64, RANK as f64);
     let weights = o * i * if nf4 { 0.516 } else { 2.0 };
@@ -101,10 +101,10 @@ fn linear_case(model: &str, out: usize, inn: usize, nf4: bool, backward: bool) -
         name: format!(
             "{model} linear {out}x{inn} {} {}",
             if nf4 { "nf4" } else { "bf16" },
-            if backward { "bwd" } else { "fwd" }
+            if backward { "fwd + bwd" } else { "fwd" }
         ),
-        flops: 2.0 * t * o * i + if backward { 2.0 * adapter } else { adapter },
-        bytes: weights + 2.0 * t * (o + i),
+        flops: if backward { 4.0 * t * o * i + 3.0 * adapter } else { 2.0 * t * o * i + adapter },
+        bytes: (weights + 2.0 * t * (o + i)) * if backward { 2.0 } else { 1.0 },
         make: Box::new(move |device| {
             let (base, x) = (Base::new(out, inn, nf4, device)?, tensor(TOKENS, inn, 1, device)?);
             let (dy, flat) = (tensor(TOKENS, out, 2, device)?, tensor(1, RANK * (inn + out), 3, device)?);

@@ -11,8 +11,7 @@ events, median of --samples. Where a peer lets itself be captured as a CUDA grap
 as one too ("graph"); otherwise its launches from Python count ("launched"). Both stand in the JSON. Before that its results
 are held to plain f32 arithmetic on the same inputs.
 
-A `bwd` of a norm is its backward alone. A `bwd` of a linear runs the forward too, as in benches/kernels.rs, though
-its FLOPs are those of the backward.
+A `bwd` of a norm is its backward alone; `fwd + bwd` is both, and counts both.
 
 Each library has a process of its own: Unsloth replaces parts of the others when it is imported, and an error that spoils
 the CUDA context then costs only that library's rows.
@@ -85,10 +84,12 @@ def cases(dry):
             add(f"attention {heads}/{kv_heads}x{dim} {way}", f"attention {way}", flops, nbytes, **shape)
             for kind in ("nf4", "bf16"):
                 weights = mlp * hidden * (0.516 if kind == "nf4" else 2)
-                flops = 2 * tokens * mlp * hidden + (2 * adapter if back else adapter)
-                name = f"linear {mlp}x{hidden} {kind} {'bwd' if back else 'fwd'}"
+                product = 2 * tokens * mlp * hidden
+                flops = 2 * product + 3 * adapter if back else product + adapter
+                nbytes = (weights + 2 * tokens * (mlp + hidden)) * (2 if back else 1)
+                name = f"linear {mlp}x{hidden} {kind} {way}"
                 op = f"linear {kind} {'bwd' if back else 'fwd'}"
-                add(name, op, flops, weights + 2 * tokens * (mlp + hidden), out=mlp, inn=hidden)
+                add(name, op, flops, nbytes, out=mlp, inn=hidden)
         flops, nbytes = 4 * head_rows * hidden * vocab, 4 * hidden * vocab
         add(f"linear_cross_entropy {vocab}x{hidden}", "head", flops, nbytes, rows=head_rows, hidden=hidden, vocab=vocab)
         add(
