@@ -37,7 +37,7 @@ test: setup
 
 # The host-run kernels under AddressSanitizer. Dependencies are shared with the other tests; code for GPUs is not needed.
 test-asan: setup
-	QLORA_NO_NVCC=1 ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --features host-asan --test kernels
+	QLORA_NO_NVCC=1 ASAN_OPTIONS=detect_leaks=0 $(CARGO) test --features host-asan,bindings --test kernels
 
 # Writes src/device/abi.rs anew from kernels/*.h.
 bindings: setup

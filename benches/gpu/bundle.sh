@@ -42,6 +42,8 @@ for exe in qlora-engine conformance bench; do
     exit 1
   fi
 done
+# The executables are packed, and unpacked by run.sh: the folder has to travel.
+gzip -9 "$out/qlora-engine" "$out/conformance" "$out/bench"
 size=$(du -sm "$out" | cut -f1)
 if [ "$size" -ge 40 ]; then
   echo "gpu-bundle: $out has $size MB; the limit is 40" >&2

@@ -6,6 +6,9 @@ cd "$(dirname "$0")"
 out=${OUT:-$PWD/out}
 mkdir -p "$out"
 export QLORA_TEST_ROOT=$PWD
+for exe in qlora-engine conformance bench; do
+  [ -x "$exe" ] || gunzip --keep "$exe.gz" || exit 1
+done
 rows=()
 failed=0
 

@@ -31,8 +31,12 @@ pub fn root() -> PathBuf {
     std::env::var_os("QLORA_TEST_ROOT").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
-/// Two devices that must give the same bits: host-run forwards and in reverse.
+/// Two devices that must give the same bits: host-run forwards and in reverse; or, where QLORA_TEST_DEVICE is `cuda`, the
+/// first GPU twice.
 pub fn kernel_devices() -> Vec<(&'static str, Device)> {
+    if std::env::var_os("QLORA_TEST_DEVICE").is_some_and(|device| device == "cuda") {
+        return ["the GPU", "the GPU again"].map(|name| (name, Device::cuda(0).unwrap())).into();
+    }
     vec![
         ("host-run", Device::host_kernels(2, false).unwrap()),
         ("host-run in reverse", Device::host_kernels(2, true).unwrap()),
