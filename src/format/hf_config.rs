@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::atomic::write_atomic;
+use super::gguf::Gguf;
 use crate::config::RopeScalingChoice;
 use crate::error::{Error, Result};
 
@@ -36,6 +37,8 @@ pub struct HfConfig {
     /// In (0, 1).
     pub rms_norm_eps: f64,
     pub rope: Rope,
+    /// What each frequency (head_dim / 2) is divided by besides; only GGUF files have such.
+    pub rope_divisors: Option<Vec<f32>>,
     /// 1..=2^31.
     pub max_position_embeddings: usize,
     /// For each layer, how many positions back a token sees, itself included; None: all.
@@ -89,11 +92,14 @@ pub enum RopeKind {
 }
 
 impl HfConfig {
-    /// Reads `folder/config.json`.
+    /// Reads `folder/config.json`, or the settings of a GGUF file.
     ///
     /// # Errors
     /// [`Error::File`] naming the key that is missing, of the wrong type, out of bounds or not supported.
     pub fn open(folder: &Path) -> Result<Self> {
+        if folder.is_file() {
+            return Gguf::open(folder)?.config();
+        }
         let path = folder.join("config.json");
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot read", &e))?;
         Self::parse(&path, &text)
@@ -104,7 +110,16 @@ impl HfConfig {
     /// # Errors
     /// As [`HfConfig::open`].
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        parse(text).map_err(|why| Error::file(path, why))
+        let object = serde_json::from_str(text).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))?;
+        Self::of(path, &object)
+    }
+
+    /// Reads the keys of a config.json; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`HfConfig::open`].
+    pub(super) fn of(path: &Path, object: &Map<String, Value>) -> Result<Self> {
+        parse(object).map_err(|why| Error::file(path, why))
     }
 
     /// Sets the scaling that a run asks for, by LLaMA-Factory's rule: none if `model_max_length` fits as it is; otherwise
@@ -173,9 +188,8 @@ pub fn carry(from: &Path, to: &Path, dtype: Option<&str>) -> Result<()> {
 
 type Answer<T> = std::result::Result<T, String>;
 
-fn parse(text: &str) -> Answer<HfConfig> {
-    let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| format!("is not a JSON object: {e}"))?;
-    let c = Keys(&object);
+fn parse(object: &Map<String, Value>) -> Answer<HfConfig> {
+    let c = Keys(object);
     if let Some(q) = c.get("quantization_config") {
         let method = q.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         return Err(format!(
@@ -241,6 +255,7 @@ fn parse(text: &str) -> Answer<HfConfig> {
         head_dim,
         rms_norm_eps,
         rope: parse_rope(&c, max_position_embeddings)?,
+        rope_divisors: None,
         max_position_embeddings,
         windows: parse_windows(&c, &model_type, num_hidden_layers)?,
         tie_word_embeddings: c.flag("tie_word_embeddings")?.unwrap_or(false),
@@ -414,12 +429,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn parse_text(text: &str) -> std::result::Result<HfConfig, String> {
+        HfConfig::parse(Path::new("config.json"), text).map_err(|e| e.to_string())
+    }
+
     const SIZES: &str =
         r#""vocab_size":128,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":3,"num_attention_heads":4"#;
 
     fn of(model_type: &str, rest: &str) -> Answer<HfConfig> {
         let comma = if rest.is_empty() { "" } else { "," };
-        parse(&format!("{{\"model_type\":\"{model_type}\",{SIZES}{comma}{rest}}}"))
+        parse_text(&format!("{{\"model_type\":\"{model_type}\",{SIZES}{comma}{rest}}}"))
     }
 
     #[test]
@@ -458,8 +477,8 @@ mod tests {
         assert!(wrong("gpt2", "").contains("`model_type` gpt2 is not supported; llama, mistral, qwen2, qwen3 are"));
         let gptq = wrong("llama", r#""quantization_config":{"quant_method":"gptq"}"#);
         assert!(gptq.contains("quantised with GPTQ") && gptq.contains("quantization_bit: 4"));
-        assert!(parse(r#"{"model_type":"llama"}"#).unwrap_err().contains("has no `hidden_size`"));
-        assert!(parse("[1]").unwrap_err().contains("is not a JSON object"));
+        assert!(parse_text(r#"{"model_type":"llama"}"#).unwrap_err().contains("has no `hidden_size`"));
+        assert!(parse_text("[1]").unwrap_err().contains("is not a JSON object"));
         assert!(wrong("llama", r#""num_key_value_heads":3"#).contains("must divide"));
         assert!(wrong("llama", r#""head_dim":7"#).contains("must be even"));
         assert!(wrong("llama", r#""head_dim":0"#).contains("1..=4096"));

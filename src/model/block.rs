@@ -6,10 +6,10 @@
 //! What the backward pass needs is kept or rebuilt, group by group, as [`Policy`] says; norms, rotations and
 //! silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same code.
 
-use super::params::Params;
+use super::cache::{Layered, Read};
 use super::policy::Policy;
 use super::spec::Spec;
-use super::weights::{Dropout, Layer, Vector, Weight};
+use super::weights::{Dropout, Layer, Values, Vector, Weight};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
 use crate::ops::linear::{self, Dx};
@@ -37,7 +37,7 @@ pub(super) struct Block {
 #[derive(Clone, Copy)]
 pub(super) struct Context<'a> {
     pub spec: &'a Spec,
-    pub params: &'a Params,
+    pub params: Values<'a>,
     pub rope: &'a Table,
     pub positions: &'a Index<'a>,
     pub cu_seqlens: &'a Index<'a>,
@@ -81,8 +81,12 @@ pub(super) struct Saved {
 }
 
 impl Block {
-    fn layers(&self) -> [&Layer; 7] {
+    pub(super) fn layers(&self) -> [&Layer; 7] {
         [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    }
+
+    pub(super) fn layers_mut(&mut self) -> [&mut Layer; 7] {
+        [&mut self.q, &mut self.k, &mut self.v, &mut self.o, &mut self.gate, &mut self.up, &mut self.down]
     }
 
     /// Every matrix and vector, the adapters' not counted.
@@ -102,6 +106,22 @@ impl Block {
         let qkv = self.qkv(&x, c)?;
         let o = self.attend(&qkv, c)?.o;
         drop(qkv);
+        let mid = self.mid(&x, &o, c)?.mid;
+        drop((x, o));
+        let gate_up = self.gate_up(&mid, c)?;
+        Ok(self.down(&mid, &gate_up, c)?.0)
+    }
+
+    /// As [`Block::infer`], for tokens that continue sequences whose keys and values are in `cache`; theirs are added.
+    pub(super) fn cached(&self, x: Tensor, c: Context, read: &Read, cache: &mut Layered) -> Result<Tensor> {
+        let qkv = self.qkv(&x, c)?;
+        let (q, k) = self.turned(&qkv.q, &qkv.k, c)?;
+        attention::store(&k, &qkv.v, &read.rows, &mut cache.k, &mut cache.v)?;
+        let o = match &read.past {
+            None => attention::fwd(&q, &k, &qkv.v, self.attention(c))?.0,
+            Some(past) => attention::decode(&q, &cache.k, &cache.v, past.paged(self.attention(c)))?,
+        };
+        drop((q, k, qkv));
         let mid = self.mid(&x, &o, c)?.mid;
         drop((x, o));
         let gate_up = self.gate_up(&mid, c)?;

@@ -1,11 +1,12 @@
 //! The whole model: embedding, blocks, final norm, head and loss; forward, and forward with backward.
 
+use super::attached::Attached;
 use super::block::{Block, Context, Saved};
-use super::input::Input;
+use super::input::{Input, NO_STEP};
 use super::params::Params;
 use super::policy::{Policies, Policy};
 use super::spec::Spec;
-use super::weights::{Vector, Weight};
+use super::weights::{Values, Vector, Weight};
 use crate::data::Batch;
 use crate::device::{Device, abi};
 use crate::error::{Error, Result};
@@ -31,6 +32,7 @@ pub struct Model {
     /// None: the head is the embedding.
     pub(super) head: Option<Weight>,
     pub(super) rope: Table,
+    pub(super) attached: Vec<Attached>,
 }
 
 /// How a training pass runs.
@@ -48,10 +50,6 @@ pub struct Pass {
     pub scale: f64,
 }
 
-/// A step without random numbers or gradient; the counts are filled in from the batch.
-const NO_STEP: abi::Step =
-    abi::Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 0.0, noise: 0.0 };
-
 /// A pass without random numbers or gradient.
 const NO_PASS: Pass = Pass {
     policy: Policies { full: Policy::KEEP, lean: Policy::KEEP, lean_layers: 0 },
@@ -66,25 +64,30 @@ const NO_PASS: Pass = Pass {
 const NOISE_MODULE: u32 = u32::MAX;
 
 impl Model {
-    fn table(&self) -> Slot<'_> {
+    pub(super) fn table(&self) -> Slot<'_> {
         self.dense(&self.embed)
     }
 
-    fn head(&self) -> Slot<'_> {
+    pub(super) fn head(&self) -> Slot<'_> {
         self.dense(self.head.as_ref().unwrap_or(&self.embed))
     }
 
-    fn dense<'a>(&'a self, w: &'a Weight) -> Slot<'a> {
+    pub(super) fn dense<'a>(&'a self, w: &'a Weight) -> Slot<'a> {
         match w.slot(&self.params) {
             Some(s) => s,
             None => unreachable!("embedding and head are never quantised"),
         }
     }
 
+    /// The model's own values: those that training changes.
+    fn own(&self) -> Values<'_> {
+        Values { own: &self.params, attached: None }
+    }
+
     fn context<'a>(&'a self, input: &'a Input, dropout: Option<Dropout>) -> Context<'a> {
         Context {
             spec: &self.spec,
-            params: &self.params,
+            params: self.own(),
             rope: &self.rope,
             positions: &input.positions,
             cu_seqlens: &input.cu_seqlens,
@@ -191,7 +194,7 @@ impl Model {
         loss: &mut Tensor,
         grads: &mut Tensor,
     ) -> Result<Tensor> {
-        let w = self.norm.slot(&self.params);
+        let w = self.norm.slot(self.own());
         let last = embedding::gather(x, &input.loss_rows)?;
         let h = rms_norm::fwd(&last, w, self.spec.eps)?;
         let dh = linear_cross_entropy::fwd_bwd(h, self.head(), &input.targets, scale, loss, grads)?;
@@ -206,7 +209,7 @@ impl Model {
     pub fn loss(&self, batch: &Batch, loss: &mut Tensor) -> Result<()> {
         let input = self.input(batch, NO_PASS)?;
         let x = embedding::gather(&self.hidden(&input)?, &input.loss_rows)?;
-        let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
+        let h = rms_norm::fwd(&x, self.norm.slot(self.own()), self.spec.eps)?;
         linear_cross_entropy::fwd(&h, self.head(), &input.targets, loss)
     }
 
@@ -218,7 +221,7 @@ impl Model {
         let input = self.input(batch, NO_PASS)?;
         let rows = Index::new(rows, rows.len(), None, &self.device)?;
         let x = embedding::gather(&self.hidden(&input)?, &rows)?;
-        let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
+        let h = rms_norm::fwd(&x, self.norm.slot(self.own()), self.spec.eps)?;
         let head = Linear { w: linear::Matrix::Dense(self.head()), bias: None, lora: None };
         Ok(linear::fwd(&h, &head, None)?.0)
     }

@@ -125,7 +125,8 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
     }
     let positions = if device.is_plan() { 1 } else { o.max_positions };
     let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1)).on(device)?;
-    Ok(Model { spec, dtype: o.dtype, device: device.clone(), params, embed, blocks, norm, head, rope })
+    let (dtype, device, attached) = (o.dtype, device.clone(), Vec::new());
+    Ok(Model { spec, dtype, device, params, embed, blocks, norm, head, rope, attached })
 }
 
 struct Builder<'a> {
@@ -254,7 +255,7 @@ impl Builder<'_> {
             false => None,
         };
         let lora = self.lora(module, out, inn)?;
-        Ok(Layer { w, bias, lora })
+        Ok(Layer { module: module.to_string(), out, inn, w, bias, lora, attached: Vec::new() })
     }
 
     fn vector(&mut self, module: &str, len: usize) -> Result<Vector> {

@@ -1,6 +1,9 @@
 //! Decoder-only language models: a family as data ([`Spec`]) on one [`block`], with adapters, loaded and run.
 
+mod attached;
 mod block;
+mod cache;
+mod cached;
 mod decoder;
 pub mod families;
 mod input;
@@ -10,6 +13,7 @@ mod policy;
 mod spec;
 mod weights;
 
+pub use cache::{Cache, PAGE, Sequence};
 pub use decoder::{Model, Pass};
 pub use input::{Input, Shape};
 pub use load::{Options, load};

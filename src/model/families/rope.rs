@@ -12,7 +12,11 @@ use crate::model::spec::Rope;
 /// # Errors
 /// [`Error::Config`] for dynamic scaling beyond the length that the model was made for.
 pub(super) fn rope(c: &HfConfig, longest: usize) -> Result<Rope> {
-    frequencies(c.head_dim, c.rope.theta, &c.rope.kind, c.max_position_embeddings, longest)
+    let mut rope = frequencies(c.head_dim, c.rope.theta, &c.rope.kind, c.max_position_embeddings, longest)?;
+    if let Some(divisors) = &c.rope_divisors {
+        rope.freq.iter_mut().zip(divisors).for_each(|(f, d)| *f /= d);
+    }
+    Ok(rope)
 }
 
 fn frequencies(head_dim: usize, theta: f64, kind: &RopeKind, made_for: usize, longest: usize) -> Result<Rope> {
