@@ -58,6 +58,7 @@ pub const GEMM_NF4_128_SHARED: u32 = 42048;
 pub const GEMM_NF4_64_SHARED: u32 = 25664;
 pub const GRAD_NORM_BLOCK: u32 = 256;
 pub const GRAD_NORM_CHUNK: u32 = 16384;
+pub const KV_WRITE_BLOCK: u32 = 128;
 pub const LAYER_NORM_BLOCK: u32 = 256;
 pub const LAYER_NORM_WARP: u32 = 1024;
 pub const LAYER_NORM_SHARED: u32 = 32;
@@ -359,6 +360,18 @@ pub struct GradNormTotal {
     pub norm: *mut f64,
     pub partial: *const f64,
     pub chunks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct KvWrite {
+    pub cache_k: *mut bf16,
+    pub cache_v: *mut bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub at: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
