@@ -39,7 +39,7 @@ pub fn generate(
         while slots.len() < rooms.len() {
             let Some((index, request)) = waiting.next() else { break };
             let Some(mut sequence) = cache.take(room(request)) else { unreachable!("the cache holds the longest requests") };
-            let mut running = Running::new(request);
+            let mut running = Running::new(request)?;
             let logits = model.read(&mut cache, request.adapter, &mut [(&mut sequence, &request.prompt)])?;
             match running.take(&logits, 0, &mut |token| on_token(index, token))? {
                 None => slots.push(Slot { index, sequence, running }),

@@ -1,10 +1,10 @@
 //! What is asked of a model, and what it answers.
 
 use super::sample::{Sampler, Sampling};
+use crate::by_dtype;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::tensor::{Float, Tensor};
-use crate::by_dtype;
 
 /// A prompt and how to continue it.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,8 +73,11 @@ pub(super) struct Running<'a> {
 }
 
 impl<'a> Running<'a> {
-    pub fn new(request: &'a Request) -> Self {
-        Running { request, sampler: Sampler::new(request.sampling), ids: request.prompt.clone() }
+    /// # Errors
+    /// [`Error::Shape`] for settings of sampling that are out of bounds.
+    pub fn new(request: &'a Request) -> Result<Self> {
+        let sampler = Sampler::new(request.sampling.clone())?;
+        Ok(Running { request, sampler, ids: request.prompt.clone() })
     }
 
     /// The last token, which the model has not read yet.
@@ -101,7 +104,7 @@ impl<'a> Running<'a> {
             logits.read::<T>(row * n, n).into_iter().map(|x| x.acc() as f32).collect()
         });
         let prompt = self.request.prompt.len();
-        let token = self.sampler.pick(&mut logits, &self.ids, prompt)?;
+        let token = self.sampler.pick(&mut logits, &self.ids, prompt, self.ids.len())?;
         if self.request.stops.contains(&token) {
             return Ok(Some(Finish::Stop));
         }

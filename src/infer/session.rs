@@ -37,7 +37,7 @@ impl<'a> Session<'a> {
     /// As [`super::generate`].
     pub fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(u32) -> Control) -> Result<Answer> {
         request.check(self.model)?;
-        let mut running = Running::new(request);
+        let mut running = Running::new(request)?;
         let mut next = self.keep(request);
         loop {
             let logits = self.extend(request, &next)?;
