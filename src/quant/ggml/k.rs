@@ -16,7 +16,7 @@ use super::half_at;
 /// The 6-bit scales and mins of Q4_K and Q5_K: 4 bytes of scales 0 to 3, 4 of mins 0 to 3, 4 with the low nibbles of
 /// scales and mins 4 to 7, whose upper two bits are the upper two of the first 8 bytes.
 #[inline(always)]
-fn scales_and_mins(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
+pub(super) fn scales_and_mins(packed: &[u8]) -> ([u8; 8], [u8; 8]) {
     let (mut sc, mut m) = ([0; 8], [0; 8]);
     for j in 0..4 {
         let (s, n, low) = (packed[j], packed[j + 4], packed[j + 8]);

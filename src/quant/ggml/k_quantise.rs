@@ -99,3 +99,7 @@ pub(super) fn to_q6(x: &[f32; 256], block: &mut [u8; 210]) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "k_tests.rs"]
+mod tests;
