@@ -20,6 +20,3 @@ pub(super) mod kind {
     pub const UNUSED: i64 = 5;
     pub const BYTE: i64 = 6;
 }
-
-#[cfg(test)]
-mod tests;
