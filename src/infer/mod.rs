@@ -3,6 +3,8 @@
 //! Greedy, one sequence, every token by a pass over the whole sequence: enough to look at what was learned. The cost
 //! grows with the square of the length.
 
+pub mod sample;
+
 use crate::data::batch::Padding;
 use crate::data::{Batch, Sample};
 use crate::error::{Error, Result};
