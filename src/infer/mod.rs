@@ -4,6 +4,7 @@
 //! grows with the square of the length.
 
 pub mod sample;
+pub mod text;
 
 use crate::data::batch::Padding;
 use crate::data::{Batch, Sample};
