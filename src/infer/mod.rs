@@ -7,6 +7,7 @@ mod generate;
 mod request;
 pub mod sample;
 mod session;
+pub mod text;
 
 pub use generate::generate;
 pub use request::{Answer, Control, Finish, Request};

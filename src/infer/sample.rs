@@ -150,10 +150,8 @@ impl Sampler {
     ) -> Result<&[Candidate]> {
         let max = f64::from(self.penalised_max(logits, history, prompt_len, position)?);
         let temperature = if self.sampling.temperature > 0.0 { self.sampling.temperature } else { 1.0 };
-        let weigh = |(id, &x): (usize, &f32)| Candidate {
-            id: id as u32,
-            weight: ((f64::from(x) - max) / temperature).exp(),
-        };
+        let weigh =
+            |(id, &x): (usize, &f32)| Candidate { id: id as u32, weight: ((f64::from(x) - max) / temperature).exp() };
         let least = if (1..logits.len()).contains(&self.sampling.top_k) {
             kth_largest(logits, self.sampling.top_k, &mut self.top)
         } else {
@@ -319,8 +317,7 @@ mod tests {
     /// tests/golden/infer/make.py: transformers' processors in f64.
     #[test]
     fn distributions_are_transformers() {
-        let cases: Vec<Value> =
-            serde_json::from_str(include_str!("../../tests/golden/infer/sampling.json")).unwrap();
+        let cases: Vec<Value> = serde_json::from_str(include_str!("../../tests/golden/infer/sampling.json")).unwrap();
         assert!(cases.len() > 20);
         for (i, case) in cases.iter().enumerate() {
             let s = &case["settings"];
@@ -392,8 +389,7 @@ mod tests {
         let sampling = Sampling { seed: 9, top_k: 200, top_p: 0.9, ..sampled() };
         let alone: Vec<u32> = (0..50).map(|i| pick(&sampling, &logits, i)).collect();
         let mut sampler = Sampler::new(sampling.clone()).unwrap();
-        let mut used: Vec<u32> =
-            (0..50).rev().map(|i| sampler.pick(&mut logits.clone(), &[], 0, i).unwrap()).collect();
+        let mut used: Vec<u32> = (0..50).rev().map(|i| sampler.pick(&mut logits.clone(), &[], 0, i).unwrap()).collect();
         used.reverse();
         assert_eq!(alone, used);
         let other: Vec<u32> = (0..50).map(|i| pick(&Sampling { seed: 10, ..sampling.clone() }, &logits, i)).collect();
@@ -435,8 +431,7 @@ mod tests {
                     .collect();
                 assert_eq!(got, sorted[..got.len()], "{n} {turn} {top_p}");
                 let weight = |ids: &[usize]| ids.iter().map(|&i| f64::from(logits[i] - logits[sorted[0]]).exp()).sum();
-                let (all, kept, less): (f64, f64, f64) =
-                    (weight(&sorted), weight(&got), weight(&got[..got.len() - 1]));
+                let (all, kept, less): (f64, f64, f64) = (weight(&sorted), weight(&got), weight(&got[..got.len() - 1]));
                 // Sums of 150,000 f64 values in two orders.
                 assert!(kept >= (top_p - 1e-10) * all && less < (top_p + 1e-10) * all, "{n} {turn} {top_p}");
             }
