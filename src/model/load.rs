@@ -5,8 +5,13 @@ use std::path::Path;
 use super::block::Block;
 use super::decoder::Model;
 use super::families;
+use super::mlp::{Mlp, Up};
+use super::names::{MlpLayers, QkvLayers};
+use super::norm::Norm;
 use super::params::{Entry, Params};
-use super::spec::Spec;
+use super::qkv::Qkv;
+use super::spec::{NormKind, Position, Spec};
+use super::stored::{self, name_in};
 use super::weights::{Adapter, Layer, Vector, Weight};
 use crate::by_dtype;
 use crate::config::{FinetuningType, RopeScalingChoice, TuneConfig};
@@ -19,9 +24,6 @@ use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
 use crate::quant::{Code2, DeviceNf4, Nf4};
 use crate::tensor::{DType, Float, Real, Tensor};
-
-/// The linear layers of a block: name, and the part of the block it stands in.
-const LINEARS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// Deviation of weights that start at random: transformers' default.
 const INITIALIZER_RANGE: f64 = 0.02;
@@ -100,19 +102,23 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
     };
     b.check_names()?;
 
-    let (vocab, hidden) = (spec.vocab, spec.hidden);
-    let embed = b.weight("model.embed_tokens", vocab, hidden, false)?;
+    let (vocab, hidden, names) = (spec.vocab, spec.hidden, spec.names);
+    let embed = b.weight(names.embed, vocab, hidden)?;
     let head_trained_alone = b.is_trained("lm_head") && !matches!(o.method.finetuning_type, FinetuningType::Full);
-    let head = if spec.tied && !head_trained_alone && !(b.saved_alone("model.embed_tokens")) {
+    let head = if spec.tied && !head_trained_alone && !(b.saved_alone(names.embed)) {
         None
     } else if spec.tied {
         // The tie is broken when only one side of it is trained, as PEFT breaks it.
-        Some(b.weight_named("lm_head", "model.embed_tokens.weight", vocab, hidden, false)?)
+        Some(b.weight_named("lm_head", &format!("{}.weight", names.embed), vocab, hidden)?)
     } else {
-        Some(b.weight("lm_head", vocab, hidden, false)?)
+        Some(b.weight("lm_head", vocab, hidden)?)
+    };
+    let positions = match spec.position {
+        Position::Learned { module, rows } => Some(b.weight(module, rows, hidden)?),
+        Position::Rope(_) => None,
     };
     let blocks = (0..spec.layers).map(|i| b.block(i)).collect::<Result<Vec<_>>>()?;
-    let norm = b.vector("model.norm", hidden)?;
+    let norm = b.norm(names.norm)?;
 
     let (entries, init) = (b.entries, b.init);
     let mut params = Params::new(entries, o.dtype, device)?;
@@ -123,9 +129,13 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         }
         params.refresh()?;
     }
-    let positions = if device.is_plan() { 1 } else { o.max_positions };
-    let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1)).on(device)?;
-    Ok(Model { spec, dtype: o.dtype, device: device.clone(), params, embed, blocks, norm, head, rope })
+    let max_positions = if device.is_plan() { 1 } else { o.max_positions.max(1) };
+    let rope = match &spec.position {
+        Position::Rope(rope) => Some(Table::new(&rope.freq, rope.factor, max_positions).on(device)?),
+        Position::Learned { .. } => None,
+    };
+    let (dtype, device) = (o.dtype, device.clone());
+    Ok(Model { spec, dtype, device, params, embed, blocks, norm, head, rope, positions, max_positions })
 }
 
 struct Builder<'a> {
@@ -152,19 +162,22 @@ impl Builder<'_> {
     /// A name that matches no module is an error, not a setting that does nothing.
     fn check_names(&self) -> Result<()> {
         let m = self.o.method;
+        let names = &self.spec.names;
+        let linears = names.linears();
         if m.finetuning_type == FinetuningType::Lora && self.trained.is_none() {
             for name in &m.lora_target {
-                if name != "all" && !LINEARS.iter().any(|l| matches_module(l, name)) {
-                    let why = format!("names `{name}`; the linear layers are {}, or all", LINEARS.join(", "));
+                if name != "all" && !linears.iter().any(|l| matches_module(l, name)) {
+                    let all = names.linear_names().join(", ");
+                    let why = format!("names `{name}`; the linear layers are {all}, or all");
                     return Err(Error::config("lora_target", why));
                 }
             }
         }
+        let outside = self.spec.outside();
         for name in &m.additional_target {
-            if !["embed_tokens", "lm_head", "norm"].contains(&name.as_str()) {
-                let why = format!(
-                    "names `{name}`; what can be trained whole beside an adapter is embed_tokens, lm_head, norm"
-                );
+            if !outside.contains(&name.as_str()) {
+                let all = outside.join(", ");
+                let why = format!("names `{name}`; what can be trained whole beside an adapter is {all}");
                 return Err(Error::config("additional_target", why));
             }
         }
@@ -174,17 +187,17 @@ impl Builder<'_> {
                 let why = format!("is {}, the model has {} layers", m.freeze_trainable_layers, self.spec.layers);
                 return Err(Error::config("freeze_trainable_layers", why));
             }
-            let parts = ["all", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"];
+            let parts = names.parts();
             for name in &m.freeze_trainable_modules {
-                let known = parts.contains(&name.as_str()) || LINEARS.iter().any(|l| name.ends_with(l));
-                if !known {
-                    let why = format!("names `{name}`; the parts of a layer are {}", parts.join(", "));
+                let is_part = name == "all" || parts.contains(&name.as_str());
+                if !is_part && !names.linear_names().iter().any(|l| name.ends_with(l)) {
+                    let why = format!("names `{name}`; the parts of a layer are all, {}", parts.join(", "));
                     return Err(Error::config("freeze_trainable_modules", why));
                 }
             }
             for name in &m.freeze_extra_modules {
-                if !["embed_tokens", "lm_head", "norm"].contains(&name.as_str()) {
-                    let why = format!("names `{name}`; outside the layers there are embed_tokens, lm_head, norm");
+                if !outside.contains(&name.as_str()) {
+                    let why = format!("names `{name}`; outside the layers there are {}", outside.join(", "));
                     return Err(Error::config("freeze_extra_modules", why));
                 }
             }
@@ -196,7 +209,7 @@ impl Builder<'_> {
     fn is_trained(&self, module: &str) -> bool {
         let m = self.o.method;
         let extra = |names: &[String]| {
-            let outside = !module.starts_with("model.layers.");
+            let outside = self.spec.names.layer_and_part(module).is_none();
             outside && names.iter().any(|n| matches_module(module, n))
         };
         match m.finetuning_type {
@@ -211,7 +224,9 @@ impl Builder<'_> {
                     true => self.spec.layers.saturating_sub(n as usize)..self.spec.layers,
                     false => 0..n.unsigned_abs() as usize,
                 };
-                let Some((layer, part)) = layer_and_part(module) else { return extra(&m.freeze_extra_modules) };
+                let Some((layer, part)) = self.spec.names.layer_and_part(module) else {
+                    return extra(&m.freeze_extra_modules);
+                };
                 let part_named = |name: &String| name == "all" || part.starts_with(name.as_str());
                 layers.contains(&layer) && m.freeze_trainable_modules.iter().any(part_named)
             }
@@ -225,30 +240,48 @@ impl Builder<'_> {
 
     fn block(&mut self, i: usize) -> Result<Block> {
         let s = self.spec.clone();
-        let at = |part: &str| format!("model.layers.{i}.{part}");
+        let names = s.names;
+        let at = |part: &str| format!("{}.{i}.{part}", names.layers);
         let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
         let norm_of_head = |b: &mut Self, name: &str| match s.qk_norm {
             true => b.vector(&at(name), s.head_dim).map(Some),
             false => Ok(None),
         };
         Ok(Block {
-            norm1: self.vector(&at("input_layernorm"), s.hidden)?,
-            q: self.layer(&at("self_attn.q_proj"), q, s.hidden, s.qkv_bias)?,
-            k: self.layer(&at("self_attn.k_proj"), kv, s.hidden, s.qkv_bias)?,
-            v: self.layer(&at("self_attn.v_proj"), kv, s.hidden, s.qkv_bias)?,
+            norm1: self.norm(&at(names.norm1))?,
+            qkv: match names.qkv {
+                QkvLayers::Separate { q: name_q, k, v } => Qkv::Separate {
+                    q: self.layer(&at(name_q), q, s.hidden, s.qkv_bias)?,
+                    k: self.layer(&at(k), kv, s.hidden, s.qkv_bias)?,
+                    v: self.layer(&at(v), kv, s.hidden, s.qkv_bias)?,
+                },
+                QkvLayers::Fused(name) => {
+                    Qkv::Fused(self.layer(&at(name), q + 2 * kv, s.hidden, s.qkv_bias)?, [q, kv, kv])
+                }
+            },
             q_norm: norm_of_head(self, "self_attn.q_norm")?,
             k_norm: norm_of_head(self, "self_attn.k_norm")?,
-            o: self.layer(&at("self_attn.o_proj"), s.hidden, q, s.o_bias)?,
-            norm2: self.vector(&at("post_attention_layernorm"), s.hidden)?,
-            gate: self.layer(&at("mlp.gate_proj"), s.mlp, s.hidden, s.mlp_bias)?,
-            up: self.layer(&at("mlp.up_proj"), s.mlp, s.hidden, s.mlp_bias)?,
-            down: self.layer(&at("mlp.down_proj"), s.hidden, s.mlp, s.mlp_bias)?,
+            o: self.layer(&at(names.o), s.hidden, q, s.o_bias)?,
+            norm2: self.norm(&at(names.norm2))?,
+            mlp: Mlp {
+                up: match names.mlp {
+                    MlpLayers::Gated { gate, up } => Up::Gated {
+                        gate: self.layer(&at(gate), s.mlp, s.hidden, s.mlp_bias)?,
+                        up: self.layer(&at(up), s.mlp, s.hidden, s.mlp_bias)?,
+                    },
+                    MlpLayers::GatedFused(name) => Up::Fused(self.layer(&at(name), 2 * s.mlp, s.hidden, s.mlp_bias)?),
+                    MlpLayers::Plain(name, form) => {
+                        Up::Plain(self.layer(&at(name), s.mlp, s.hidden, s.mlp_bias)?, form)
+                    }
+                },
+                down: self.layer(&at(names.down), s.hidden, s.mlp, s.mlp_bias)?,
+            },
             window: s.windows.get(i).copied().flatten(),
         })
     }
 
     fn layer(&mut self, module: &str, out: usize, inn: usize, bias: bool) -> Result<Layer> {
-        let w = self.weight(module, out, inn, true)?;
+        let w = self.parameter(module, "weight", &format!("{module}.weight"), &[out, inn], true)?;
         let bias = match bias {
             true => Some(self.parameter(module, "bias", &format!("{module}.bias"), &[out], false)?),
             false => None,
@@ -261,35 +294,53 @@ impl Builder<'_> {
         self.parameter(module, "weight", &format!("{module}.weight"), &[len], false).map(Vector)
     }
 
-    fn weight(&mut self, module: &str, out: usize, inn: usize, linear: bool) -> Result<Weight> {
-        self.weight_named(module, &format!("{module}.weight"), out, inn, linear)
+    fn norm(&mut self, module: &str) -> Result<Norm> {
+        let len = self.spec.hidden;
+        let w = self.vector(module, len)?;
+        Ok(match self.spec.norm {
+            NormKind::Rms => Norm::Rms(w),
+            NormKind::Layer => {
+                let b = self.parameter(module, "bias", &format!("{module}.bias"), &[len], false)?;
+                Norm::Layer(w, Vector(b))
+            }
+        })
     }
 
-    fn weight_named(&mut self, module: &str, source: &str, out: usize, inn: usize, linear: bool) -> Result<Weight> {
-        self.parameter(module, "weight", source, &[out, inn], linear)
+    fn weight(&mut self, module: &str, rows: usize, cols: usize) -> Result<Weight> {
+        self.weight_named(module, &format!("{module}.weight"), rows, cols)
     }
 
-    /// `module.kind`, read from the checkpoint's tensor `source`.
+    fn weight_named(&mut self, module: &str, source: &str, rows: usize, cols: usize) -> Result<Weight> {
+        self.parameter(module, "weight", source, &[rows, cols], false)
+    }
+
+    /// `module.kind`, read from the checkpoint's tensor `source`; of a `linear` layer or not.
     fn parameter(&mut self, module: &str, kind: &str, source: &str, shape: &[usize], linear: bool) -> Result<Weight> {
         self.done += 1;
-        let total =
-            4 + self.spec.layers * (9 + if self.spec.qk_norm { 2 } else { 0 } + if self.spec.qkv_bias { 3 } else { 0 });
+        let total = self.spec.tensors();
         (self.progress)(self.done.min(total), total);
+        let turned = self.spec.transposed && linear && shape.len() == 2;
         let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
+        let lies: Vec<usize> = if turned { vec![cols, rows] } else { shape.to_vec() };
         if self.is_trained(module) {
             let name = format!("{module}.{kind}");
             let from = match self.trained {
                 Some((i, a)) if self.o.method.finetuning_type == FinetuningType::Lora => {
                     Init::Adapter(i, a.tensor_of(&name, Part::Saved).unwrap_or(&name).to_string())
                 }
-                _ => Init::Checkpoint(source.to_string()),
+                _ => Init::Checkpoint(name_in(self.checkpoint, self.spec, source).to_string()),
             };
+            // A whole model is saved under the names that it came with, an adapter under those of PEFT.
+            let whole = self.o.method.finetuning_type != FinetuningType::Lora;
+            let name = if whole { name_in(self.checkpoint, self.spec, &name).to_string() } else { name };
             let decay = shape.len() == 2;
-            return Ok(Weight::Trained(self.entry(name, shape, decay, from)));
+            let i = self.entry(name, shape, decay, from);
+            (self.entries[i].shape, self.entries[i].turned) = (lies, turned);
+            return Ok(Weight::Trained(i));
         }
         if let (true, true, Some(double)) = (self.device.is_plan(), linear, self.o.nf4) {
             if let Some(checkpoint) = self.checkpoint {
-                checkpoint.expect(source, shape)?;
+                checkpoint.expect(name_in(self.checkpoint, self.spec, source), &lies)?;
             }
             return Ok(Weight::Planned { out: rows, inn: cols, double });
         }
@@ -297,7 +348,8 @@ impl Builder<'_> {
             let stream = Stream { seed: self.o.seed, step: 0, module: u32::MAX - self.done as u32 };
             return self.random(rows, cols, shape.len() == 1 && kind == "weight", stream).map(Weight::Frozen);
         };
-        let view = checkpoint.expect(source, shape)?;
+        let stored = stored::read(checkpoint, self.spec, source, &lies, turned && !self.device.is_plan())?;
+        let view = stored.view();
         if let (true, Some(double)) = (linear, self.o.nf4) {
             let q = Nf4::from_view(&view, double, self.o.threads)?;
             return match &self.code2 {
@@ -385,7 +437,7 @@ impl Builder<'_> {
     fn entry(&mut self, name: String, shape: &[usize], decay: bool, from: Init) -> usize {
         let offset = self.entries.last().map_or(0, |e| e.range().end);
         let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
-        self.entries.push(Entry { name, offset, rows, cols, shape: shape.to_vec(), decay });
+        self.entries.push(Entry { name, offset, rows, cols, shape: shape.to_vec(), decay, turned: false });
         self.init.push(from);
         self.entries.len() - 1
     }
@@ -412,10 +464,9 @@ fn first_values(
         }
         (Init::Adapter(i, name), _) => adapters[*i].tensors.expect(name, &e.shape)?.read_f32(&mut values)?,
         (Init::Checkpoint(name), Some(c)) => c.expect(name, &e.shape)?.read_f32(&mut values)?,
-        (Init::Checkpoint(_), None) if e.name.ends_with("norm.weight") || e.name.ends_with("layernorm.weight") => {
-            values.fill(1.0);
-        }
         (Init::Checkpoint(_), None) if e.name.ends_with(".bias") => {}
+        // A norm's scales.
+        (Init::Checkpoint(_), None) if e.shape.len() == 1 => values.fill(1.0),
         (Init::Checkpoint(_), None) => {
             for (i, x) in values.iter_mut().enumerate() {
                 *x = (f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE) as f32;
@@ -433,10 +484,4 @@ fn matches_module(module: &str, name: &str) -> bool {
 /// `lm_head.weight` -> `lm_head`.
 fn module_of(tensor: &str) -> &str {
     tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
-}
-
-/// `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`).
-fn layer_and_part(module: &str) -> Option<(usize, &str)> {
-    let (index, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    Some((index.parse().ok()?, part))
 }
