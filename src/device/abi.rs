@@ -21,6 +21,8 @@ pub const ATTENTION_QUERIES_256: u32 = 32;
 pub const ATTENTION_DECODE_BLOCK: u32 = 128;
 pub const ATTENTION_DECODE_KEYS: u32 = 256;
 pub const ATTENTION_DECODE_HEADS: u32 = 16;
+pub const COLUMNS_BLOCK: u32 = 256;
+pub const COLUMNS_PACK: u32 = 8;
 pub const CONVERT_BLOCK: u32 = 256;
 pub const CONVERT_PACK: u32 = 4;
 pub const CROSS_ENTROPY_BLOCK: u32 = 512;
@@ -202,6 +204,17 @@ pub struct AttentionDecode {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct ColumnsCopy {
+    pub to: *mut bf16,
+    pub from: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+    pub to_stride: ::std::os::raw::c_int,
+    pub from_stride: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct ConvertF32Bf16 {
     pub y: *mut bf16,
     pub x: *const f32,
@@ -258,6 +271,16 @@ pub struct EmbeddingFwd {
     pub rows: ::std::os::raw::c_longlong,
     pub cols: ::std::os::raw::c_int,
     pub module: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingAdd {
+    pub x: *mut bf16,
+    pub table: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::block::Block;
 use super::decoder::Model;
+use super::norm::Norm;
 use super::params::{Entry, Params};
 use super::weights::Adapter;
 use crate::error::{Error, Result};
@@ -31,7 +32,7 @@ impl Listed {
         let offset = self.entries.last().map_or(0, |e| e.range().end);
         let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
         let (name, shape) = (name.to_string(), shape.to_vec());
-        self.entries.push(Entry { name, offset, rows, cols, shape, decay: false });
+        self.entries.push(Entry { name, offset, rows, cols, shape, decay: false, turned: false });
         self.entries.len() - 1
     }
 }
@@ -58,10 +59,11 @@ impl Model {
             let source = file.tensor_of(&format!("{module}.weight"), Part::Saved)?;
             Some(listed.add(source, shape))
         };
-        let (vocab, hidden) = (self.spec.vocab, self.spec.hidden);
-        let embed = whole("model.embed_tokens", &[vocab, hidden]);
+        let (vocab, hidden, names) = (self.spec.vocab, self.spec.hidden, self.spec.names);
+        let embed = whole(names.embed, &[vocab, hidden]);
         let head = whole("lm_head", &[vocab, hidden]);
-        let norm = whole("model.norm", &[hidden]);
+        // A layer norm has a shift as well, which is not looked for: an adapter with one is refused below.
+        let norm = if let Norm::Rms(_) = self.norm { whole(names.norm, &[hidden]) } else { None };
         if let Some(odd) = file.entries.iter().find(|e| !listed.entries.iter().any(|known| known.name == e.name)) {
             let why = format!("belongs to no module of this {} that an adapter can change", self.spec.family);
             return Err(Error::weights(path, &odd.name, why));

@@ -1,9 +1,11 @@
-//! Where a model's weights come from: a checkpoint of Hugging Face's, or a GGUF file. Both are asked by Hugging Face's names.
+//! Where a model's weights come from: a checkpoint of Hugging Face's, under names that may lack the family's prefix and with
+//! matrices that may lie transposed; or a GGUF file, whose tensors are asked for by the same names.
 
 use std::path::Path;
 
 use half::bf16;
 
+use super::spec::Spec;
 use crate::error::{Error, Result};
 use crate::format::gguf::{Gguf, gguf_name};
 use crate::format::{Checkpoint, HfConfig, TensorView};
@@ -24,9 +26,13 @@ pub(super) struct GgufBase {
     turned: Option<(usize, usize)>,
 }
 
-/// A tensor of a base.
+/// A tensor of a base, in the model's order.
 pub(super) enum Stored<'a> {
-    View(TensorView<'a>),
+    View {
+        view: TensorView<'a>,
+        /// If it lies there transposed: its shape and bytes turned round.
+        turned: Option<(Vec<usize>, Vec<u8>)>,
+    },
     Blocks(Blocks),
 }
 
@@ -50,20 +56,39 @@ impl Base {
         matches!(self, Base::Gguf(_))
     }
 
-    /// The tensor `name`, which must be of `shape`.
+    /// What the file calls the tensor `name`: the same, or without the family's prefix.
+    pub fn name_of<'n>(&self, spec: &Spec, name: &'n str) -> &'n str {
+        match (self, name.strip_prefix(spec.names.prefix)) {
+            (Base::Checkpoint(c), Some(bare)) if !c.contains(name) && c.contains(bare) => bare,
+            _ => name,
+        }
+    }
+
+    /// The tensor `name` of `shape`, which may lie `turned` in the files: a matrix (in, out). `bytes`: whether its values
+    /// will be read.
     ///
     /// # Errors
     /// [`Error::Weights`] if it is missing or of another shape.
-    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<Stored<'_>> {
-        match self {
-            Base::Checkpoint(checkpoint) => checkpoint.expect(name, shape).map(Stored::View),
-            Base::Gguf(base) => base.expect(name, shape).map(Stored::Blocks),
-        }
+    pub fn read(&self, spec: &Spec, name: &str, shape: &[usize], turned: bool, bytes: bool) -> Result<Stored<'_>> {
+        let checkpoint = match self {
+            Base::Checkpoint(checkpoint) => checkpoint,
+            // Converters turn matrices round.
+            Base::Gguf(base) => return base.read(name, shape, bytes).map(Stored::Blocks),
+        };
+        let lies: Vec<usize> = if turned { shape.iter().rev().copied().collect() } else { shape.to_vec() };
+        let view = checkpoint.expect(self.name_of(spec, name), &lies)?;
+        let turned = match *lies {
+            [rows, cols] if turned && bytes => {
+                Some((shape.to_vec(), transposed(view.bytes, rows, cols, view.dtype.size())))
+            }
+            _ => None,
+        };
+        Ok(Stored::View { view, turned })
     }
 }
 
 impl GgufBase {
-    fn expect(&self, name: &str, shape: &[usize]) -> Result<Blocks> {
+    fn read(&self, name: &str, shape: &[usize], bytes: bool) -> Result<Blocks> {
         let wrong = |why: String| Error::weights(self.file.path(), name, why);
         let known = gguf_name(name).ok_or_else(|| wrong("has no name in GGUF".into()))?;
         let t = self.file.find(&known).ok_or_else(|| wrong(format!("is missing (as `{known}`)")))?;
@@ -76,7 +101,7 @@ impl GgufBase {
             Some("k_proj") => Some(k),
             _ => None,
         });
-        match heads {
+        match heads.filter(|_| bytes) {
             // A bias is one row of as many values.
             Some(heads) if shape.len() == 1 => turned_bias(&blocks, heads).map_err(|e| wrong(e.to_string())),
             Some(heads) => Ok(blocks.reordered(|row| row_in_file(row, shape[0], heads))),
@@ -102,20 +127,25 @@ fn turned_bias(bias: &Blocks, heads: usize) -> Result<Blocks> {
 }
 
 impl Stored<'_> {
+    /// As a checkpoint's tensor, unless it is in blocks.
+    pub fn view(&self) -> Option<TensorView<'_>> {
+        match self {
+            Stored::View { view, turned: Some((shape, bytes)) } => Some(TensorView { shape, bytes, ..*view }),
+            Stored::View { view, .. } => Some(*view),
+            Stored::Blocks(_) => None,
+        }
+    }
+
     /// As f32.
     ///
     /// # Errors
     /// [`Error::Weights`] for a dtype that is no float, or if `out` is of another length.
     pub fn read_f32(&self, out: &mut [f32]) -> Result<()> {
-        match self {
-            Stored::View(view) => view.read_f32(out),
-            Stored::Blocks(blocks) => {
-                for (i, row) in out.chunks_exact_mut(blocks.cols).enumerate() {
-                    blocks.dequantise_row(i, row);
-                }
-                Ok(())
-            }
+        if let Some(view) = self.view() {
+            return view.read_f32(out);
         }
+        self.rows(out.chunks_exact_mut(self.cols()), |row, values| row.copy_from_slice(values));
+        Ok(())
     }
 
     /// As bf16, rounded to nearest even.
@@ -123,26 +153,48 @@ impl Stored<'_> {
     /// # Errors
     /// As [`Stored::read_f32`].
     pub fn read_bf16(&self, out: &mut [bf16]) -> Result<()> {
-        match self {
-            Stored::View(view) => view.read_bf16(out),
-            Stored::Blocks(blocks) => {
-                let mut values = vec![0.0f32; blocks.cols];
-                for (i, row) in out.chunks_exact_mut(blocks.cols).enumerate() {
-                    blocks.dequantise_row(i, &mut values);
-                    row.iter_mut().zip(&values).for_each(|(to, x)| *to = <bf16 as Float>::narrow(*x));
-                }
-                Ok(())
-            }
+        if let Some(view) = self.view() {
+            return view.read_bf16(out);
+        }
+        self.rows(out.chunks_exact_mut(self.cols()), |row, values| {
+            row.iter_mut().zip(values).for_each(|(to, x)| *to = <bf16 as Float>::narrow(*x));
+        });
+        Ok(())
+    }
+
+    fn cols(&self) -> usize {
+        if let Stored::Blocks(blocks) = self { blocks.cols } else { 1 }
+    }
+
+    /// `take` of each of `out` and the row's values.
+    fn rows<'o, T: 'o>(&self, out: impl Iterator<Item = &'o mut [T]>, take: impl Fn(&mut [T], &[f32])) {
+        let Stored::Blocks(blocks) = self else { return };
+        let mut values = vec![0.0f32; blocks.cols];
+        for (i, row) in out.enumerate().take(blocks.rows) {
+            blocks.dequantise_row(i, &mut values);
+            take(row, &values);
         }
     }
 
     /// The blocks that a product reads as they are: those of a quantised matrix.
-    pub fn into_blocks(self) -> std::result::Result<Blocks, Self> {
+    pub fn quantised(&self) -> Option<&Blocks> {
         match self {
-            Stored::Blocks(blocks) if !matches!(blocks.ty, GgmlType::F32 | GgmlType::Bf16) => Ok(blocks),
-            other => Err(other),
+            Stored::Blocks(blocks) if !matches!(blocks.ty, GgmlType::F32 | GgmlType::Bf16) => Some(blocks),
+            _ => None,
         }
     }
+}
+
+/// A (rows, cols) matrix of elements of `size` bytes -> (cols, rows).
+fn transposed(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
+    let mut out = Vec::with_capacity(bytes.len());
+    for c in 0..cols {
+        for r in 0..rows {
+            let at = (r * cols + c) * size;
+            out.extend_from_slice(&bytes[at..at + size]);
+        }
+    }
+    out
 }
 
 #[cfg(test)]

@@ -86,19 +86,24 @@ impl Model {
         let c = Context {
             spec: &self.spec,
             params: values,
-            rope: &self.rope,
+            rope: self.rope.as_ref(),
             positions: &positions,
             cu_seqlens: &cu_seqlens,
             windows: true,
             dropout: None,
         };
         let mut x = embedding::fwd(table, &ids, None)?;
+        if let Some(w) = &self.positions {
+            embedding::add(&mut x, self.dense(w), &positions)?;
+        }
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
             x = block.cached(x, c, &read, layer)?;
         }
         let x = embedding::gather(&x, &last)?;
-        let norm = whole(attached.and_then(|(_, a)| a.norm)).unwrap_or_else(|| self.norm.slot(values));
-        let h = rms_norm::fwd(&x, norm, self.spec.eps)?;
+        let h = match whole(attached.and_then(|(_, a)| a.norm)) {
+            Some(w) => rms_norm::fwd(&x, w, self.spec.eps)?,
+            None => self.norm.fwd(&x, values, self.spec.eps)?,
+        };
         let head = whole(attached.and_then(|(_, a)| a.head)).unwrap_or_else(|| self.head());
         Ok(linear::fwd(&h, &Linear { w: Matrix::Dense(head), bias: None, lora: None }, None)?.0)
     }

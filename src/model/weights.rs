@@ -5,6 +5,7 @@ use super::params::Params;
 use crate::ops::Slot;
 use crate::ops::linear::{self, Linear, Matrix};
 use crate::ops::philox::Stream;
+use crate::quant::ggml::Blocks;
 use crate::quant::{Absmax, DeviceNf4, Nf4};
 use crate::tensor::Tensor;
 
@@ -12,6 +13,8 @@ use crate::tensor::Tensor;
 pub(super) enum Weight {
     Frozen(Tensor),
     Nf4(Nf4),
+    /// In the blocks of a GGUF file.
+    Ggml(Blocks),
     /// The same in the memory of a device that runs kernels.
     DeviceNf4(Box<DeviceNf4>),
     /// Index of its entry in [`Params`].
@@ -30,7 +33,7 @@ impl Weight {
         match self {
             Weight::Frozen(t) => Some(Slot::whole(t)),
             Weight::Trained(i) => Some(params.slot(*i)),
-            Weight::Nf4(_) | Weight::DeviceNf4(_) | Weight::Planned { .. } => None,
+            Weight::Nf4(_) | Weight::Ggml(_) | Weight::DeviceNf4(_) | Weight::Planned { .. } => None,
         }
     }
 
@@ -39,6 +42,7 @@ impl Weight {
             Weight::Frozen(t) => Matrix::Dense(Slot::whole(t)),
             Weight::Trained(i) => Matrix::Dense(params.slot(*i)),
             Weight::Nf4(q) => Matrix::Nf4(q),
+            Weight::Ggml(q) => Matrix::Ggml(q),
             Weight::DeviceNf4(q) => Matrix::DeviceNf4(q),
             Weight::Planned { out, inn, .. } => Matrix::Planned(*out, *inn),
         }
@@ -49,6 +53,7 @@ impl Weight {
         match self {
             Weight::Frozen(t) => (t.bytes() as u64, 0),
             Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. }))),
+            Weight::Ggml(q) => (0, q.bytes().len() as u64),
             Weight::DeviceNf4(q) => (0, q.bytes() as u64),
             Weight::Planned { out, inn, double } => (0, Nf4::bytes(*out, *inn, *double)),
             Weight::Trained(_) => (0, 0),
