@@ -4,6 +4,8 @@ mod adamw;
 mod attention;
 mod embedding;
 mod gelu;
+mod gemv;
+mod ggml;
 mod grad_norm;
 mod kv_write;
 mod layer_norm;
