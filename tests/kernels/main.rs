@@ -2,7 +2,9 @@
 
 mod adamw;
 mod attention;
+mod columns;
 mod embedding;
+mod families;
 mod gelu;
 mod gemv;
 mod ggml;
