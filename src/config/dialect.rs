@@ -24,9 +24,10 @@ pub(super) fn canonical(typed: &str) -> &str {
     }
 }
 
-/// Whether settings are written in the dialect: then training and TensorBoard are on unless said otherwise.
+/// Whether settings are written in the dialect: then training and TensorBoard are on unless said otherwise. A benchmark's
+/// file has a `batch_size` too, and is none.
 pub(super) fn is_spoken(entries: &[Entry]) -> bool {
-    entries.iter().any(|e| MARKS.contains(&e.typed.as_str()))
+    entries.iter().any(|e| MARKS.contains(&e.typed.as_str())) && !entries.iter().any(|e| e.typed == "task")
 }
 
 /// The data of such a file, if it names any. Without `train_data_dir` it is the folder of `metadata_path`.

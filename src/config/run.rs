@@ -9,6 +9,9 @@ pub struct Config {
     pub data: DataConfig,
     pub tune: TuneConfig,
     pub train: TrainConfig,
+    pub generate: GenerateConfig,
+    /// The multiple-choice benchmark, where `task` names one.
+    pub benchmark: Option<BenchmarkConfig>,
     /// What the user wrote, key by key, in order, after overrides: what is recorded beside the result.
     pub written: Vec<(String, serde_json::Value)>,
     /// Keys that were accepted and have no effect here, with the reason; said once at the start.
@@ -145,6 +148,23 @@ pub struct TuneConfig {
     pub pure_bf16: bool,
 }
 
+/// What a model is loaded with that is only used: nothing is trained, and every adapter given is merged.
+pub static NOTHING_TRAINED: TuneConfig = TuneConfig {
+    stage: Stage::Sft,
+    finetuning_type: FinetuningType::Lora,
+    lora_rank: 1,
+    lora_alpha: 1.0,
+    lora_dropout: 0.0,
+    lora_target: Vec::new(),
+    use_rslora: false,
+    create_new_adapter: true,
+    additional_target: Vec::new(),
+    freeze_trainable_layers: 1,
+    freeze_trainable_modules: Vec::new(),
+    freeze_extra_modules: Vec::new(),
+    pure_bf16: false,
+};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Sft,
@@ -164,6 +184,8 @@ pub struct TrainConfig {
     pub do_train: bool,
     pub do_eval: bool,
     pub do_predict: bool,
+    /// Evaluation also gives the share of tokens that are guessed right (default false).
+    pub compute_accuracy: bool,
     pub output_dir: PathBuf,
     pub overwrite_output_dir: bool,
     pub resume_from_checkpoint: Resume,
@@ -256,4 +278,72 @@ pub enum SchedulerType {
     ConstantWithWarmup,
     InverseSqrt,
     CosineWithMinLr,
+}
+
+/// How text is generated. The seed is [`TrainConfig::seed`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateConfig {
+    /// `do_predict` writes answers and scores them. Prediction is done in no other way.
+    pub predict_with_generate: bool,
+    /// Draw tokens by their probability; false: always the most likely. False also where `temperature` is 0.
+    pub do_sample: bool,
+    /// Finite, at least 0 (default 0.95).
+    pub temperature: f64,
+    /// The fewest likely tokens whose probabilities reach this are kept. `[0, 1]` (default 0.7); 1 keeps all.
+    pub top_p: f64,
+    /// The most likely tokens kept (default 50); 0 keeps all.
+    pub top_k: usize,
+    /// Tokens less likely than this share of the likeliest are left out. `[0, 1]`; 0 (default) is off. Ours.
+    pub min_p: f64,
+    /// Above 0; 1 (default) is off.
+    pub repetition_penalty: f64,
+    /// Taken off the logit of each token that was generated already. `[-2, 2]`; 0 (default) is off. Ours.
+    pub presence_penalty: f64,
+    /// As `presence_penalty`, for each time it was. Ours.
+    pub frequency_penalty: f64,
+    /// Most tokens of an answer (default 1024), at least 1. Read it through [`GenerateConfig::room_after`].
+    pub max_new_tokens: usize,
+    /// Most tokens of prompt and answer together, in place of `max_new_tokens`: where that was set to 0 or less.
+    pub max_length: Option<usize>,
+    /// Answers and labels are written without special tokens (default true).
+    pub skip_special_tokens: bool,
+}
+
+impl GenerateConfig {
+    /// Most tokens of the answer to a prompt of so many; 0 if `max_length` leaves no room.
+    pub fn room_after(&self, prompt: usize) -> usize {
+        self.max_length.map_or(self.max_new_tokens, |all| all.saturating_sub(prompt))
+    }
+}
+
+/// A multiple-choice benchmark, by the keys of LLaMA-Factory's `eval`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BenchmarkConfig {
+    /// Name of its folder in `task_dir`: "mmlu" of `task: mmlu_test`.
+    pub task: String,
+    /// The questions asked: "test" of `task: mmlu_test`.
+    pub split: Split,
+    /// Default "evaluation".
+    pub task_dir: PathBuf,
+    /// Solved examples before each question (default 5).
+    pub n_shot: usize,
+    pub lang: Lang,
+    /// Where results are written; it must not exist yet.
+    pub save_dir: Option<PathBuf>,
+    /// Questions at a time (default 4), at least 1.
+    pub batch_size: usize,
+}
+
+/// The part of a benchmark whose questions are asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    Validation,
+    Test,
+}
+
+/// The language of a benchmark's instructions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lang {
+    En,
+    Zh,
 }

@@ -25,11 +25,13 @@ pub enum Fine {
     On,
     /// The number 0.
     Zero,
+    /// The number 1.
+    One,
     /// One of these words.
     Words(&'static [&'static str]),
 }
 
-use Fine::{Off, On, Unset, Words, Zero};
+use Fine::{Off, On, One, Unset, Words, Zero};
 use Status::{NoEffect, Works};
 
 const fn refused(fine: Fine, why: &'static str) -> Status {
@@ -40,7 +42,8 @@ const PYTORCH: &str = "only for tuning PyTorch or Python";
 const ONE_DEVICE: &str = "about several devices, and this program runs on one";
 const TEXT_ONLY: &str = "about images, video or sound, and this program trains on text";
 const EXPORT: &str = "read when a model is exported, which is not built yet";
-const GENERATION: &str = "read when text is generated, which is not built yet";
+const DECIDED_ELSEWHERE: &str = "`max_new_tokens` and `num_beams` decide, as in LLaMA-Factory";
+const BEAMS: &str = "read by beam search, which is not built";
 const OTHER_ENGINE: &str = "for another inference engine";
 const ALL_CORES: &str = "all cores are used; set `threads` to use fewer";
 const PREFERENCE: &str = "read only in the stages rm, ppo, dpo and kto, which are not built";
@@ -49,7 +52,7 @@ const HUB_PUSH: &str = "nothing is pushed to a hub";
 const OTHER_HUB: &str = "only Hugging Face's hub is read";
 const OTHER_LOGGER: &str = "for a logger other than TensorBoard";
 const PROFILER: &str = "for PyTorch's profiler";
-const METRICS: &str = "evaluation computes the loss alone";
+const METRICS: &str = "evaluation computes the loss, and accuracy where `compute_accuracy` asks for it";
 const F32_SUMS: &str = "norms and logits are always computed in f32";
 
 /// Every key, once. LLaMA-Factory's come in the order of its own argument classes.
@@ -89,9 +92,9 @@ pub const KEYS: &[(&str, Status)] = &[
         refused(Words(&["huggingface"]), "asks for another inference engine; only `huggingface` is accepted"),
     ),
     ("offload_folder", NoEffect("weights are never offloaded to disk")),
-    ("use_kv_cache", NoEffect(GENERATION)),
+    ("use_kv_cache", NoEffect("generation always keeps a cache")),
     ("use_v1_kernels", NoEffect(PYTORCH)),
-    ("infer_dtype", NoEffect(GENERATION)),
+    ("infer_dtype", NoEffect("`bf16` decides, as in training")),
     ("hf_hub_token", Works),
     ("ms_hub_token", NoEffect(OTHER_HUB)),
     ("om_hub_token", NoEffect(OTHER_HUB)),
@@ -154,7 +157,7 @@ pub const KEYS: &[(&str, Status)] = &[
     ("preprocessing_batch_size", Works),
     ("preprocessing_num_workers", NoEffect(ALL_CORES)),
     ("max_samples", Works),
-    ("eval_num_beams", NoEffect(GENERATION)),
+    ("eval_num_beams", NoEffect(DECIDED_ELSEWHERE)),
     ("ignore_pad_token_for_loss", refused(On, "must be true: batches hold no padding, so none can be trained on")),
     ("val_size", Works),
     ("eval_on_each_dataset", Works),
@@ -293,9 +296,9 @@ pub const KEYS: &[(&str, Status)] = &[
     ("local_rank", NoEffect(ONE_DEVICE)),
     ("sortish_sampler", NoEffect(PYTORCH)),
     ("predict_with_generate", Works),
-    ("generation_max_length", NoEffect(GENERATION)),
-    ("generation_num_beams", NoEffect(GENERATION)),
-    ("generation_config", NoEffect(GENERATION)),
+    ("generation_max_length", NoEffect(DECIDED_ELSEWHERE)),
+    ("generation_num_beams", NoEffect(DECIDED_ELSEWHERE)),
+    ("generation_config", NoEffect("the generation keys of the config decide")),
     ("ray_num_workers", NoEffect(ONE_DEVICE)),
     ("ray_init_kwargs", NoEffect(ONE_DEVICE)),
     ("master_addr", NoEffect(ONE_DEVICE)),
@@ -407,23 +410,33 @@ pub const KEYS: &[(&str, Status)] = &[
     ("freeze_vision_tower", NoEffect(TEXT_ONLY)),
     ("freeze_multi_modal_projector", NoEffect(TEXT_ONLY)),
     ("freeze_language_model", refused(Off, "would leave nothing to train in a text model")),
-    ("compute_accuracy", refused(Off, "asks for token accuracy at evaluation, which is not built")),
+    ("compute_accuracy", Works),
     ("disable_shuffling", Works),
     ("early_stopping_steps", Works),
     ("plot_loss", Works),
     ("include_effective_tokens_per_second", NoEffect("tokens per second are always counted without padding")),
     // Generation.
-    ("do_sample", NoEffect(GENERATION)),
-    ("temperature", NoEffect(GENERATION)),
-    ("top_p", NoEffect(GENERATION)),
-    ("top_k", NoEffect(GENERATION)),
-    ("num_beams", NoEffect(GENERATION)),
-    ("max_length", NoEffect(GENERATION)),
-    ("max_new_tokens", NoEffect(GENERATION)),
-    ("repetition_penalty", NoEffect(GENERATION)),
-    ("length_penalty", NoEffect(GENERATION)),
-    ("skip_special_tokens", NoEffect(GENERATION)),
+    ("do_sample", Works),
+    ("temperature", Works),
+    ("top_p", Works),
+    ("top_k", Works),
+    ("num_beams", refused(One, "asks for beam search, which is not built; 1 is sampling or greedy")),
+    ("max_length", Works),
+    ("max_new_tokens", Works),
+    ("repetition_penalty", Works),
+    ("length_penalty", NoEffect(BEAMS)),
+    ("skip_special_tokens", Works),
+    // The benchmarks of `eval`.
+    ("task", Works),
+    ("task_dir", Works),
+    ("lang", Works),
+    ("n_shot", Works),
+    ("save_dir", Works),
+    ("download_mode", NoEffect("benchmarks are read from a local folder")),
     // Our own.
+    ("min_p", Works),
+    ("presence_penalty", Works),
+    ("frequency_penalty", Works),
     ("max_memory", Works),
     ("threads", Works),
     // The dialect of small tutorials (see `dialect`).
@@ -486,13 +499,30 @@ mod tests {
     use super::*;
 
     const LLAMA_FACTORY: &str = include_str!("../../tests/golden/keys.txt");
-    const OURS: [&str; 8] =
-        ["max_memory", "threads", "base_model", "train_data_dir", "metadata_path", "batch_size", "epochs", "task_type"];
+    const OURS: [&str; 11] = [
+        "min_p",
+        "presence_penalty",
+        "frequency_penalty",
+        "max_memory",
+        "threads",
+        "base_model",
+        "train_data_dir",
+        "metadata_path",
+        "batch_size",
+        "epochs",
+        "task_type",
+    ];
+    /// Of LLaMA-Factory's `EvaluationArguments`, those that no training file knows.
+    const BENCHMARK: [&str; 6] = ["task", "task_dir", "lang", "n_shot", "save_dir", "download_mode"];
 
     #[test]
     fn every_key_stands_once() {
-        let expected: Vec<&str> =
-            LLAMA_FACTORY.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).chain(OURS).collect();
+        let expected: Vec<&str> = LLAMA_FACTORY
+            .lines()
+            .filter(|l| !l.starts_with('#') && !l.is_empty())
+            .chain(OURS)
+            .chain(BENCHMARK)
+            .collect();
         assert!(expected.len() > 340, "the list itself is cut short: {}", expected.len());
         for key in &expected {
             let times = KEYS.iter().filter(|(name, _)| name == key).count();

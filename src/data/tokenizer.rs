@@ -207,6 +207,11 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether `id` is a special token, which [`Tokenizer::decode`] leaves out if asked to.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
+    }
+
     fn special(&self, name: &str) -> Option<&str> {
         self.named.iter().find(|(n, _)| *n == name).map(|(_, text)| text.as_str())
     }

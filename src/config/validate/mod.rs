@@ -2,6 +2,7 @@
 //! against each other. Defaults are those of LLaMA-Factory 0.9.5 with transformers 5.
 
 mod data;
+mod generate;
 mod model;
 mod together;
 mod train;
@@ -35,7 +36,8 @@ pub(super) fn build(settings: Settings) -> Result<Config> {
     let train = train::read(&settings, &mut no_effect)?;
     // Pretraining packs unless told otherwise.
     data.packing = settings.maybe_flag("packing")?.unwrap_or(tune.stage == Stage::Pt) || data.neat_packing;
-    let config = Config { model, data, tune, train, written, no_effect };
+    let (generate, benchmark) = (generate::read(&settings)?, generate::benchmark(&settings)?);
+    let config = Config { model, data, tune, train, generate, benchmark, written, no_effect };
     together::check(&settings, &config)?;
     Ok(config)
 }
@@ -73,6 +75,7 @@ fn asks_for_nothing(fine: Fine, value: &Value) -> bool {
         (Fine::Off, Value::Bool(on)) => !on,
         (Fine::On, Value::Bool(on)) => *on,
         (Fine::Zero, Value::Number(n)) => n.as_f64() == Some(0.0),
+        (Fine::One, Value::Number(n)) => n.as_f64() == Some(1.0),
         (Fine::Words(words), Value::String(s)) => words.contains(&s.as_str()),
         _ => false,
     }

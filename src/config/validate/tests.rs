@@ -173,6 +173,7 @@ fn defaults_are_llama_factorys() {
             do_train: false,
             do_eval: false,
             do_predict: false,
+            compute_accuracy: false,
             output_dir: "trainer_output".into(),
             overwrite_output_dir: false,
             resume_from_checkpoint: Resume::No,
@@ -221,7 +222,60 @@ fn defaults_are_llama_factorys() {
             threads: None,
         }
     );
+    assert_eq!(
+        c.generate,
+        GenerateConfig {
+            predict_with_generate: false,
+            do_sample: true,
+            temperature: 0.95,
+            top_p: 0.7,
+            top_k: 50,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            max_new_tokens: 1024,
+            max_length: None,
+            skip_special_tokens: true,
+        }
+    );
+    assert_eq!(c.benchmark, None);
     assert!(c.no_effect.is_empty());
+}
+
+#[test]
+fn generation_keys_that_follow_from_each_other() {
+    let of = |overrides: &[&str]| yaml("model_name_or_path: m", overrides).unwrap().generate;
+    assert!(!of(&["temperature=0"]).do_sample && !of(&["do_sample=false"]).do_sample);
+    let g = of(&["max_new_tokens=9", "max_length=7"]);
+    assert_eq!((g.max_new_tokens, g.max_length, g.room_after(100)), (9, None, 9));
+    let g = of(&["max_new_tokens=-1", "max_length=70"]);
+    assert_eq!((g.max_length, g.room_after(20), g.room_after(80)), (Some(70), 50, 0));
+    assert_eq!(of(&["max_new_tokens=0"]).room_after(24), 1000);
+}
+
+/// As LLaMA-Factory's examples write an evaluation file.
+#[test]
+fn a_benchmark_file_is_read() {
+    let text = "model_name_or_path: m\nfinetuning_type: lora\ntask: mmlu_test\ntemplate: fewshot\nlang: en\nn_shot: 3\n\
+                save_dir: out\nbatch_size: 2\ndownload_mode: reuse_dataset_if_exists";
+    let c = yaml(text, &[]).unwrap();
+    c.validate_for(Command::Eval).unwrap();
+    assert!(!c.train.do_train, "its batch_size is no sign of the tutorial dialect");
+    let want = BenchmarkConfig {
+        task: "mmlu".into(),
+        split: Split::Test,
+        task_dir: "evaluation".into(),
+        n_shot: 3,
+        lang: Lang::En,
+        save_dir: Some("out".into()),
+        batch_size: 2,
+    };
+    assert_eq!(c.benchmark, Some(want));
+    let c = yaml("model_name_or_path: m\ntask: ceval_validation\nlang: zh", &[]).unwrap().benchmark.unwrap();
+    assert_eq!((c.split, c.lang, c.n_shot, c.batch_size), (Split::Validation, Lang::Zh, 5, 4));
+    assert_eq!(refused(lora(&["n_shot=3"])).0, "n_shot");
+    assert!(lora(&[]).unwrap().validate_for(Command::Eval).unwrap_err().to_string().contains("`task`"));
 }
 
 #[test]
@@ -246,6 +300,7 @@ fn values_at_which_nothing_is_asked_are_accepted() {
         "neftune_noise_alpha=0",
         "save_total_limit=-1",
         "lora_rank=8.0",
+        "num_beams=1",
     ] {
         let c = lora(&[o]).unwrap_or_else(|e| panic!("{o}: {e}"));
         assert_eq!(c.no_effect.len(), 4, "{o}");
@@ -282,7 +337,7 @@ fn what_is_not_built_is_refused_by_name() {
         ("label_smoothing_factor=.nan", "label_smoothing_factor"),
         ("ignore_pad_token_for_loss=false", "ignore_pad_token_for_loss"),
         ("push_to_hub=true", "push_to_hub"),
-        ("compute_accuracy=true", "compute_accuracy"),
+        ("num_beams=4", "num_beams"),
         ("dataset_dir=ONLINE", "dataset_dir"),
         ("model_name_or_path=models/x.Q4_K_M.GGUF", "model_name_or_path"),
     ] {
@@ -327,6 +382,22 @@ fn wrong_types_and_bounds_name_the_key_and_the_value() {
         ("max_memory=lots", "10GB"),
         ("max_memory=0", "10GB"),
         ("threads=0", "1 or more"),
+        ("temperature=-0.1", "[0, 100]"),
+        ("temperature=.nan", "got .nan"),
+        ("top_p=1.1", "[0, 1]"),
+        ("top_p=.nan", "got .nan"),
+        ("top_k=-1", "0 or more"),
+        ("min_p=2", "[0, 1]"),
+        ("repetition_penalty=0", "above 0"),
+        ("presence_penalty=3", "[-2, 2]"),
+        ("frequency_penalty=-3", "[-2, 2]"),
+        ("max_new_tokens=1.5", "whole number"),
+        ("max_length=0", "1 or more"),
+        ("task=mmlu", "mmlu_test"),
+        ("task=mmlu_train", "mmlu_test"),
+        ("task=../x_test", "mmlu_test"),
+        ("lang=fr", "one of en, zh"),
+        ("n_shot=-1", "0 or more"),
         ("resume_from_checkpoint=3", "path"),
         ("mix_strategy=shuffle", "concat"),
         ("template=\"\"", "not empty"),
@@ -463,7 +534,11 @@ export_legacy_format: false
     let predict =
         "model_name_or_path: m\ndo_predict: true\neval_dataset: e\npredict_with_generate: true\nmax_new_tokens: 9";
     let c = yaml(predict, &[]).unwrap();
-    assert!(c.validate_for(Command::Train).unwrap_err().to_string().contains("do_predict"));
+    assert!(c.validate_for(Command::Train).unwrap_err().to_string().contains("output_dir"));
+    let c = yaml(predict, &["output_dir=o"]).unwrap();
+    c.validate_for(Command::Train).unwrap();
+    c.validate_for(Command::Predict).unwrap();
+    assert_eq!((c.generate.predict_with_generate, c.generate.max_new_tokens), (true, 9));
 }
 
 const TUTORIAL: &str = "
@@ -518,6 +593,9 @@ fn commands_say_what_they_miss() {
     assert_eq!(missing(&["output_dir=null"], Command::Train), "output_dir");
     assert_eq!(missing(&["do_train=false"], Command::Train), "do_train");
     assert_eq!(missing(&["dataset=null"], Command::Plan), "dataset");
+    assert_eq!(missing(&[], Command::Predict), "eval_dataset");
+    assert_eq!(missing(&["eval_dataset=e", "stage=pt"], Command::Predict), "stage");
+    assert_eq!(missing(&["eval_dataset=e", "output_dir=null"], Command::Predict), "output_dir");
     lora(&["output_dir=null"]).unwrap().validate_for(Command::Inspect).unwrap();
     lora(&["do_train=false", "output_dir=null", "tokenized_path=t"]).unwrap().validate_for(Command::Train).unwrap();
 }

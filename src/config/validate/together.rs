@@ -11,6 +11,8 @@ pub enum Command {
     Train,
     Inspect,
     Plan,
+    Predict,
+    Eval,
 }
 
 /// Below this LLaMA-Factory takes `val_size` as nothing.
@@ -63,7 +65,7 @@ fn method(s: &Settings, c: &Config) -> Result<()> {
             ("neat_packing", c.data.neat_packing),
             ("train_on_prompt", c.data.train_on_prompt),
             ("mask_history", c.data.mask_history),
-            ("predict_with_generate", s.flag("predict_with_generate", false)?),
+            ("predict_with_generate", c.generate.predict_with_generate),
         ] {
             if on {
                 return Err(s.conflict(key, "is only for stage sft"));
@@ -115,7 +117,7 @@ fn data(s: &Settings, c: &Config) -> Result<()> {
 
 fn evaluation(s: &Settings, c: &Config) -> Result<()> {
     let t = &c.train;
-    let predict_with_generate = s.flag("predict_with_generate", false)?;
+    let predict_with_generate = c.generate.predict_with_generate;
     if c.tune.stage == Stage::Sft && t.do_predict && !predict_with_generate {
         return Err(s.conflict("do_predict", "needs `predict_with_generate: true`"));
     }
@@ -180,25 +182,47 @@ impl Config {
     pub fn validate_for(&self, command: Command) -> Result<()> {
         let has_dataset = !self.data.dataset.is_empty() || self.data.tutorial.is_some();
         let t = &self.train;
-        if t.do_predict {
-            return Err(Error::config("do_predict", "asks for generated text, which is not built yet"));
-        }
+        let output_dir = || match self.written.iter().any(|(k, v)| k == "output_dir" && !v.is_null()) {
+            true => Ok(()),
+            false => Err(Error::config("output_dir", "is missing: name the folder for the result")),
+        };
         match command {
             Command::Train => {
                 let preprocess = self.data.tokenized_path.is_some();
-                if !t.do_train && !t.do_eval && !preprocess {
+                if !t.do_train && !t.do_eval && !t.do_predict && !preprocess {
                     return Err(Error::config("do_train", "is not true, so there is nothing to do"));
                 }
                 if t.do_train && !has_dataset && !preprocess {
                     return Err(Error::config("dataset", "is missing: name the data set to train on"));
                 }
-                if (t.do_train || t.do_eval) && !self.written.iter().any(|(k, v)| k == "output_dir" && !v.is_null()) {
-                    return Err(Error::config("output_dir", "is missing: name the folder for the result"));
+                if t.do_train || t.do_eval || t.do_predict {
+                    output_dir()?;
+                }
+                if t.do_predict && self.data.streaming {
+                    return Err(Error::config("do_predict", "cannot be used with `streaming`"));
                 }
             }
             Command::Inspect | Command::Plan => {
                 if !has_dataset && self.data.eval_dataset.is_empty() && self.data.tokenized_path.is_none() {
                     return Err(Error::config("dataset", "is missing: name the data set to look at"));
+                }
+            }
+            Command::Predict => {
+                if self.tune.stage != Stage::Sft {
+                    return Err(Error::config("stage", "must be sft: a pretraining text has no question to answer"));
+                }
+                if self.data.eval_dataset.is_empty() && self.data.val_size <= NO_VALIDATION {
+                    let why = "is missing: name the data set to answer (or give a `val_size` above 0)";
+                    return Err(Error::config("eval_dataset", why));
+                }
+                if self.data.streaming {
+                    return Err(Error::config("streaming", "cannot be used with predict"));
+                }
+                output_dir()?;
+            }
+            Command::Eval => {
+                if self.benchmark.is_none() {
+                    return Err(Error::config("task", "is missing: name a benchmark, such as mmlu_test"));
                 }
             }
         }

@@ -36,6 +36,7 @@ pub(super) fn read(s: &Settings, no_effect: &mut Vec<(String, String)>) -> Resul
         // Asking when to evaluate is asking to evaluate.
         do_eval: s.flag("do_eval", false)? || eval_strategy != Strategy::No,
         do_predict: s.flag("do_predict", false)?,
+        compute_accuracy: s.flag("compute_accuracy", false)?,
         output_dir: s.path("output_dir")?.unwrap_or_else(|| PathBuf::from(OUTPUT_DIR)),
         overwrite_output_dir: s.flag("overwrite_output_dir", false)?,
         resume_from_checkpoint: resume(s)?,

@@ -5,8 +5,10 @@
 //! is opened, so that names, types, sizes and bytes can be relied on after. What blocks of quantised values mean is in
 //! `quant::ggml`; what the keys mean is for those who read a model.
 
+mod config;
 mod cursor;
 mod metadata;
+mod names;
 mod read;
 mod types;
 mod write;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 pub use super::mmap::MappedFile;
 use crate::error::{Error, Result};
 pub use metadata::{Array, Metadata, Value};
+pub use names::gguf_name;
 pub use types::GgmlType;
 pub use write::{TensorSink, Writer};
 
