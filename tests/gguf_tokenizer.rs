@@ -117,7 +117,9 @@ fn what_is_missing_or_unknown_is_named_in_one_line() {
 /// Texts that every tokenizer of the repository must split alike before and after.
 fn texts() -> Vec<String> {
     let mut texts: Vec<String> = want("gpt-2").into_iter().map(|(text, _)| text).collect();
-    texts.extend(["<|endoftext|>", "a<|eot_id|>b <think>\nhm\n</think>", "<tool_call>{\"a\": 1}</tool_call>"].map(String::from));
+    texts.extend(
+        ["<|endoftext|>", "a<|eot_id|>b <think>\nhm\n</think>", "<tool_call>{\"a\": 1}</tool_call>"].map(String::from),
+    );
     texts
 }
 

@@ -21,7 +21,9 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     };
     let mut files: Vec<PathBuf> = fs::read_dir(&dir)
-        .map(|d| d.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect())
+        .map(|d| {
+            d.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect()
+        })
         .unwrap_or_default();
     files.sort();
     let mut wrong = usize::from(files.is_empty());

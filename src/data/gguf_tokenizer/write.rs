@@ -115,7 +115,8 @@ fn kind_of(json: &Json) -> Result<Kind> {
         let patterns: Vec<String> =
             pre_tokenizers.iter().filter_map(|p| pattern(p).transpose()).collect::<Result<_>>()?;
         let name = pre::recognise(&patterns, flag(model, "ignore_merges"), !normalizers.is_empty());
-        let known = || wrong(format!("it splits text by {patterns:?}, which has no name there; known are {}", pre::names()));
+        let known =
+            || wrong(format!("it splits text by {patterns:?}, which has no name there; known are {}", pre::names()));
         return Ok(Kind::ByteLevel { pre: name.ok_or_else(known)? });
     }
     if !flag(model, "byte_fallback") {
