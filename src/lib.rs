@@ -34,13 +34,14 @@
 //! # Who may import whom
 //!
 //! Left only; `tests/layers.rs` reads the source and fails otherwise:
-//! `error < config < format < data < device < tensor < quant < ops < model < train < cli`.
+//! `error < config < format < data < device < tensor < quant < ops < model < {train, infer} < {eval, export} < serve < cli`.
 
 pub mod cli;
 pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod format;
 pub mod infer;
 pub mod model;
