@@ -36,7 +36,7 @@ pub(super) fn read(s: &Settings) -> Result<GenerateConfig> {
 const MANY: i64 = 1 << 40;
 
 /// `task` and what belongs to it; None without a `task`.
-pub(super) fn benchmark(s: &Settings) -> Result<Option<BenchmarkConfig>> {
+pub(super) fn benchmark(s: &Settings, no_effect: &mut Vec<(String, String)>) -> Result<Option<BenchmarkConfig>> {
     const EXPECTED: &str =
         "a folder of `task_dir`, an underscore and a split, such as mmlu_test, ceval_validation or cmmlu_test";
     let task = s.text("task")?;
@@ -60,6 +60,10 @@ pub(super) fn benchmark(s: &Settings) -> Result<Option<BenchmarkConfig>> {
     // It becomes a path below `task_dir`, and is to stay there.
     if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
         return Err(s.bad("task", EXPECTED));
+    }
+    // Also the small-tutorial dialect's name of another key.
+    if s.entry("per_device_train_batch_size").is_some_and(|e| e.typed == "batch_size") {
+        no_effect.push(("batch_size".into(), "prompts are read one by one, each from where it differs from the last".into()));
     }
     Ok(Some(BenchmarkConfig { task: name.to_string(), split, task_dir, n_shot, lang, save_dir }))
 }
