@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::eval::compare;
 use crate::eval::predict::{self, Progress};
 use crate::infer::Control;
-use crate::train::log::{Terminal, metrics_table};
+use crate::train::log::Terminal;
 
 /// What `predict` is asked for beside its config.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -83,7 +83,7 @@ pub(super) fn run_until(config: &Config, compare: bool, stop: &AtomicBool) -> Re
     let outcome = predict::run(config, compare, &mut terminal, &mut watch);
     bar.finish_and_clear();
     let outcome = outcome?;
-    say(&format!("{}\n", metrics_table("predict", &outcome.metrics)));
+    terminal.metrics("predict", &outcome.metrics);
     if let Some(compared) = &outcome.compared {
         say(&compare::table(compared, SHOWN, WIDTH));
         let dir = config.train.output_dir.display();
