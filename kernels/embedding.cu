@@ -69,6 +69,24 @@ QE_KERNEL(embedding_fwd, EmbeddingFwd, EMBEDDING_BLOCK) {
   }
 }
 
+QE_KERNEL(embedding_add, EmbeddingAdd, EMBEDDING_BLOCK) {
+  const long long r = blockIdx.x;
+  if (r >= live_rows(p.live, p.rows)) return;
+  const int t = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const bf16* from = p.table + static_cast<long long>(p.ids[r]) * p.cols;
+  bf16* to = p.x + r * p.cols;
+  if (packs<kPack>(to, p.cols) && packs<kPack>(from, p.cols)) {
+    for (int c = t * kPack; c < p.cols; c += threads * kPack) {
+      Pack<bf16, kPack> x = load<kPack>(to + c);
+      const Pack<bf16, kPack> more = load<kPack>(from + c);
+      for (int i = 0; i < kPack; ++i) x.v[i] = to_bf16(f32(x.v[i]) + f32(more.v[i]));
+      store(to + c, x);
+    }
+  } else {
+    for (int c = t; c < p.cols; c += threads) to[c] = to_bf16(f32(to[c]) + f32(from[c]));
+  }
+}
+
 QE_KERNEL(embedding_scatter, EmbeddingScatter, EMBEDDING_BLOCK) {
   const long long r = blockIdx.x;
   if (r >= live_rows(p.live, p.rows)) return;

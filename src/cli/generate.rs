@@ -24,7 +24,16 @@ pub fn run(config: &Config, prompt: &str) -> Result<()> {
     let (device, target) = target::pick(config)?;
     // Without an adapter in the config a new one is made, whose B is zero: it changes nothing.
     let model = model::load(&folder, &plan::options(config, positions, &target), &device, &|_, _| {})?;
-    let answer = infer::greedy(&model, &ids, &template.stop_ids(&tokenizer), MAX_NEW_TOKENS)?;
-    say(&format!("{}\n", tokenizer.decode(&answer, true)?.trim_end()));
+    let request = infer::Request {
+        prompt: ids,
+        max_new_tokens: MAX_NEW_TOKENS,
+        stops: template.stop_ids(&tokenizer),
+        sampling: infer::Sampling::greedy(),
+        adapter: None,
+    };
+    let answers = infer::generate(&model, &[request], 1, &mut |_, _| infer::Control::Continue)?;
+    for answer in answers {
+        say(&format!("{}\n", tokenizer.decode(&answer.ids, true)?.trim_end()));
+    }
     Ok(())
 }

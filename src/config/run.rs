@@ -148,6 +148,23 @@ pub struct TuneConfig {
     pub pure_bf16: bool,
 }
 
+/// What a model is loaded with that is only used: nothing is trained, and every adapter given is merged.
+pub static NOTHING_TRAINED: TuneConfig = TuneConfig {
+    stage: Stage::Sft,
+    finetuning_type: FinetuningType::Lora,
+    lora_rank: 1,
+    lora_alpha: 1.0,
+    lora_dropout: 0.0,
+    lora_target: Vec::new(),
+    use_rslora: false,
+    create_new_adapter: true,
+    additional_target: Vec::new(),
+    freeze_trainable_layers: 1,
+    freeze_trainable_modules: Vec::new(),
+    freeze_extra_modules: Vec::new(),
+    pure_bf16: false,
+};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     Sft,

@@ -7,6 +7,7 @@ pub mod batch;
 pub mod cache;
 pub mod convert;
 pub mod encode;
+pub mod gguf_tokenizer;
 pub mod inspect;
 pub mod order;
 mod pack;

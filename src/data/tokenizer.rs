@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use tokenizers::AddedToken;
 
+use super::gguf_tokenizer;
 use crate::error::{Error, Result};
+use crate::format::gguf::Metadata;
 
 /// The special tokens that have a name of their own in tokenizer_config.json.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -15,7 +17,8 @@ const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "p
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    folder: PathBuf,
+    /// The file that the vocabulary was read from, for messages.
+    file: PathBuf,
     /// Of the files read.
     digest: blake3::Hash,
     /// tokenizer_config.json as it stands there.
@@ -28,6 +31,18 @@ pub struct Tokenizer {
     file_rows: usize,
     /// Tokens added for a template, with their ids and whether the template writes them.
     added: Vec<(String, u32, bool)>,
+}
+
+/// What a tokenizer is built from.
+struct Files {
+    file: PathBuf,
+    /// tokenizer.json
+    bytes: Vec<u8>,
+    config: Map<String, Value>,
+    special_map: Map<String, Value>,
+    class: Class,
+    chat_template: ChatTemplate,
+    digest: blake3::Hash,
 }
 
 /// What the folder has of chat templates.
@@ -73,6 +88,30 @@ impl Tokenizer {
 
         let class = class_of(&config, &model_config);
         let bytes = if class == Class::Llama { llama_pipeline(bytes, &config, &file)? } else { bytes };
+        let chat_template = chat_template(folder, &config)?;
+        let files = Files { file, bytes, config, special_map, class, chat_template, digest: hash.finalize() };
+        Self::build(files, split_special_tokens)
+    }
+
+    /// Makes the tokenizer that a GGUF file's metadata describe.
+    ///
+    /// # Errors
+    /// [`Error::File`] naming the key that is missing, malformed or says what is not known.
+    pub fn from_gguf(m: &Metadata, split_special_tokens: bool) -> Result<Tokenizer> {
+        let gguf_tokenizer::Files { tokenizer, config } = gguf_tokenizer::files(m)?;
+        let file = m.file().to_path_buf();
+        let bytes = serde_json::to_vec(&tokenizer).map_err(|e| Error::file(&file, e.to_string()))?;
+        drop(tokenizer);
+        let mut hash = blake3::Hasher::new();
+        hash.update(&bytes);
+        hash.update(Value::Object(config.clone()).to_string().as_bytes());
+        let chat_template = template_of(&config);
+        let (class, special_map, digest) = (Class::Other, Map::new(), hash.finalize());
+        Self::build(Files { file, bytes, config, special_map, class, chat_template, digest }, split_special_tokens)
+    }
+
+    fn build(files: Files, split_special_tokens: bool) -> Result<Tokenizer> {
+        let Files { file, bytes, config, special_map, class, chat_template, digest } = files;
         let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
             .map_err(|e| Error::file(&file, format!("is not a tokenizer: {}", e.to_string().replace('\n', " "))))?;
         drop(bytes);
@@ -119,15 +158,12 @@ impl Tokenizer {
         }
         inner.set_encode_special_tokens(split_special_tokens);
 
-        let chat_template = chat_template(folder, &config)?;
         let file_rows = rows(&inner);
-        let digest = hash.finalize();
-        let folder = folder.to_path_buf();
         let added = Vec::new();
         if split_special_tokens {
             log::warn!("`split_special_tokens`: a template's own markers are then split into plain text too");
         }
-        Ok(Tokenizer { inner, folder, digest, config, named, chat_template, split_special_tokens, file_rows, added })
+        Ok(Tokenizer { inner, file, digest, config, named, chat_template, split_special_tokens, file_rows, added })
     }
 
     /// The ids of `text`, nothing added around it.
@@ -171,6 +207,11 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Whether `id` is a special token, which [`Tokenizer::decode`] leaves out if asked to.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.token(id).is_some_and(|t| self.inner.get_added_vocabulary().is_special_token(&t))
+    }
+
     fn special(&self, name: &str) -> Option<&str> {
         self.named.iter().find(|(n, _)| *n == name).map(|(_, text)| text.as_str())
     }
@@ -200,6 +241,33 @@ impl Tokenizer {
         self.special("pad_token").and_then(|t| self.id(t))
     }
 
+    /// The token that stands for what has none.
+    pub fn unk(&self) -> Option<&str> {
+        self.special("unk_token")
+    }
+
+    /// The id of [`Tokenizer::unk`].
+    pub fn unk_id(&self) -> Option<u32> {
+        self.unk().and_then(|t| self.id(t))
+    }
+
+    /// Whether the tokenizer itself puts bos before a text, and eos after it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn adds_around(&self) -> Result<(bool, bool)> {
+        let around = self.encode_with_specials("")?;
+        let bos = !around.is_empty() && around.first().copied() == self.bos_id();
+        let eos = around.len() > usize::from(bos) && around.last().copied() == self.eos_id();
+        Ok((bos, eos))
+    }
+
+    /// tokenizer.json as it would be saved.
+    pub(super) fn json(&self) -> Result<Value> {
+        let text = self.inner.to_string(false).map_err(|e| Error::Tokenizer(format!("cannot be written: {e}")))?;
+        serde_json::from_str(&text).map_err(|e| Error::Tokenizer(format!("cannot be written: {e}")))
+    }
+
     /// The named special tokens: (name in tokenizer_config.json, text).
     pub fn named_specials(&self) -> Vec<(&'static str, &str)> {
         self.named.iter().map(|(n, t)| (*n, t.as_str())).collect()
@@ -220,7 +288,7 @@ impl Tokenizer {
             return Err(Error::Tokenizer(format!(
                 "{} has ids up to {}, but the model's embedding has only {embedding_rows} rows: tokenizer and model do not \
                  belong together",
-                self.folder.join("tokenizer.json").display(),
+                self.file.display(),
                 self.file_rows - 1
             )));
         }
@@ -467,7 +535,12 @@ fn chat_template(folder: &Path, config: &Map<String, Value>) -> Result<ChatTempl
             return Ok(ChatTemplate::One(s.to_string()));
         }
     }
-    Ok(match config.get("chat_template") {
+    Ok(template_of(config))
+}
+
+/// The chat template in tokenizer_config.json.
+fn template_of(config: &Map<String, Value>) -> ChatTemplate {
+    match config.get("chat_template") {
         Some(Value::String(s)) => ChatTemplate::One(s.clone()),
         Some(Value::Array(list)) => {
             let default = list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
@@ -475,7 +548,7 @@ fn chat_template(folder: &Path, config: &Map<String, Value>) -> Result<ChatTempl
             ChatTemplate::Several(text.map(str::to_string))
         }
         _ => ChatTemplate::None,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,8 @@ pub const ATTENTION_QUERIES_256: u32 = 32;
 pub const ATTENTION_DECODE_BLOCK: u32 = 128;
 pub const ATTENTION_DECODE_KEYS: u32 = 256;
 pub const ATTENTION_DECODE_HEADS: u32 = 16;
+pub const COLUMNS_BLOCK: u32 = 256;
+pub const COLUMNS_PACK: u32 = 8;
 pub const CONVERT_BLOCK: u32 = 256;
 pub const CONVERT_PACK: u32 = 4;
 pub const CROSS_ENTROPY_BLOCK: u32 = 512;
@@ -58,6 +60,7 @@ pub const GEMM_NF4_128_SHARED: u32 = 42048;
 pub const GEMM_NF4_64_SHARED: u32 = 25664;
 pub const GRAD_NORM_BLOCK: u32 = 256;
 pub const GRAD_NORM_CHUNK: u32 = 16384;
+pub const KV_WRITE_BLOCK: u32 = 128;
 pub const LAYER_NORM_BLOCK: u32 = 256;
 pub const LAYER_NORM_WARP: u32 = 1024;
 pub const LAYER_NORM_SHARED: u32 = 32;
@@ -201,6 +204,17 @@ pub struct AttentionDecode {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct ColumnsCopy {
+    pub to: *mut bf16,
+    pub from: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
+    pub to_stride: ::std::os::raw::c_int,
+    pub from_stride: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct ConvertF32Bf16 {
     pub y: *mut bf16,
     pub x: *const f32,
@@ -257,6 +271,16 @@ pub struct EmbeddingFwd {
     pub rows: ::std::os::raw::c_longlong,
     pub cols: ::std::os::raw::c_int,
     pub module: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbeddingAdd {
+    pub x: *mut bf16,
+    pub table: *const bf16,
+    pub ids: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -359,6 +383,18 @@ pub struct GradNormTotal {
     pub norm: *mut f64,
     pub partial: *const f64,
     pub chunks: ::std::os::raw::c_longlong,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct KvWrite {
+    pub cache_k: *mut bf16,
+    pub cache_v: *mut bf16,
+    pub k: *const bf16,
+    pub v: *const bf16,
+    pub at: *const ::std::os::raw::c_uint,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub cols: ::std::os::raw::c_int,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -49,6 +49,8 @@ pub struct AdapterConfig {
     pub target_modules: TargetModules,
     /// Modules trained and saved whole.
     pub modules_to_save: Vec<String>,
+    /// The base stores its matrices as (in, out), as GPT-2 does. A and B are the same either way.
+    pub fan_in_fan_out: bool,
 }
 
 impl AdapterConfig {
@@ -65,6 +67,7 @@ impl AdapterConfig {
             use_rslora: false,
             target_modules: TargetModules::Names(targets),
             modules_to_save: Vec::new(),
+            fan_in_fan_out: false,
         }
     }
 
@@ -113,7 +116,7 @@ impl AdapterConfig {
             ("ensure_weight_tying", json!(false)),
             ("eva_config", Value::Null),
             ("exclude_modules", Value::Null),
-            ("fan_in_fan_out", json!(false)),
+            ("fan_in_fan_out", json!(self.fan_in_fan_out)),
             ("inference_mode", json!(true)),
             ("init_lora_weights", json!(true)),
             ("layer_replication", Value::Null),
@@ -171,7 +174,6 @@ fn parse_config(text: &str) -> Answer<AdapterConfig> {
         "use_dora",
         "use_qalora",
         "lora_bias",
-        "fan_in_fan_out",
         "layer_replication",
         "trainable_token_indices",
         "target_parameters",
@@ -248,6 +250,7 @@ fn parse_config(text: &str) -> Answer<AdapterConfig> {
             None => TargetModules::Names(Vec::new()),
         },
         modules_to_save: get("modules_to_save").map_or(Ok(Vec::new()), |v| names("modules_to_save", v))?,
+        fan_in_fan_out: get("fan_in_fan_out").and_then(Value::as_bool).unwrap_or(false),
     })
 }
 

@@ -7,13 +7,14 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::atomic::write_atomic;
+use super::gguf::Gguf;
 use crate::config::RopeScalingChoice;
 use crate::error::{Error, Result};
 
 /// The families there are, by `model_type`.
-pub const SUPPORTED: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
+pub const SUPPORTED: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "phi3", "gpt2"];
 
-/// Every number is within the bounds stated.
+/// Every number is within the bounds stated. Named as most families name them; GPT-2's own names are in [`key`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct HfConfig {
     pub architectures: Vec<String>,
@@ -33,9 +34,11 @@ pub struct HfConfig {
     pub num_key_value_heads: usize,
     /// Even, 2..=4096; not always hidden_size / num_attention_heads.
     pub head_dim: usize,
-    /// In (0, 1).
+    /// In (0, 1); GPT-2's `layer_norm_epsilon`.
     pub rms_norm_eps: f64,
     pub rope: Rope,
+    /// What each frequency (head_dim / 2) is divided by besides; only GGUF files have such.
+    pub rope_divisors: Option<Vec<f32>>,
     /// 1..=2^31.
     pub max_position_embeddings: usize,
     /// For each layer, how many positions back a token sees, itself included; None: all.
@@ -44,7 +47,7 @@ pub struct HfConfig {
     /// `attention_bias` as written: a bias on q, k, v and o. Qwen2 has one on q, k, v whatever this says.
     pub attention_bias: bool,
     pub mlp_bias: bool,
-    /// "silu".
+    /// "silu"; of GPT-2 "gelu_new", "gelu_pytorch_tanh" (the same) or "gelu".
     pub hidden_act: String,
     pub bos_token_id: Option<u32>,
     pub eos_token_id: Vec<u32>,
@@ -53,7 +56,7 @@ pub struct HfConfig {
 }
 
 /// Rotary position embedding: base and scaling.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Above 1, finite.
     pub theta: f64,
@@ -61,7 +64,7 @@ pub struct Rope {
 }
 
 /// `rope_type` with its parameters, named as in the file. Each factor is finite and at least 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeKind {
     Default,
     Linear {
@@ -86,14 +89,26 @@ pub enum RopeKind {
         high_freq_factor: f64,
         original_max_position_embeddings: usize,
     },
+    /// Phi-3's, as far as sequences fit into the original length: each frequency is divided by its short factor.
+    LongRope {
+        /// head_dim / 2 of them, positive.
+        short_factor: Vec<f64>,
+        /// None: max_position_embeddings over the original length.
+        factor: Option<f64>,
+        attention_factor: Option<f64>,
+        original_max_position_embeddings: usize,
+    },
 }
 
 impl HfConfig {
-    /// Reads `folder/config.json`.
+    /// Reads `folder/config.json`, or the settings of a GGUF file.
     ///
     /// # Errors
     /// [`Error::File`] naming the key that is missing, of the wrong type, out of bounds or not supported.
     pub fn open(folder: &Path) -> Result<Self> {
+        if folder.is_file() {
+            return Gguf::open(folder)?.config();
+        }
         let path = folder.join("config.json");
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot read", &e))?;
         Self::parse(&path, &text)
@@ -104,7 +119,16 @@ impl HfConfig {
     /// # Errors
     /// As [`HfConfig::open`].
     pub fn parse(path: &Path, text: &str) -> Result<Self> {
-        parse(text).map_err(|why| Error::file(path, why))
+        let object = serde_json::from_str(text).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))?;
+        Self::of(path, &object)
+    }
+
+    /// Reads the keys of a config.json; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`HfConfig::open`].
+    pub(super) fn of(path: &Path, object: &Map<String, Value>) -> Result<Self> {
+        parse(object).map_err(|why| Error::file(path, why))
     }
 
     /// Sets the scaling that a run asks for, by LLaMA-Factory's rule: none if `model_max_length` fits as it is; otherwise
@@ -112,7 +136,8 @@ impl HfConfig {
     pub fn scale_rope(&mut self, choice: RopeScalingChoice, model_max_length: usize) {
         let old = match self.rope.kind {
             RopeKind::Yarn { original_max_position_embeddings: n, .. }
-            | RopeKind::Llama3 { original_max_position_embeddings: n, .. } => n,
+            | RopeKind::Llama3 { original_max_position_embeddings: n, .. }
+            | RopeKind::LongRope { original_max_position_embeddings: n, .. } => n,
             _ => self.max_position_embeddings,
         };
         if model_max_length <= old {
@@ -173,9 +198,8 @@ pub fn carry(from: &Path, to: &Path, dtype: Option<&str>) -> Result<()> {
 
 type Answer<T> = std::result::Result<T, String>;
 
-fn parse(text: &str) -> Answer<HfConfig> {
-    let object: Map<String, Value> = serde_json::from_str(text).map_err(|e| format!("is not a JSON object: {e}"))?;
-    let c = Keys(&object);
+fn parse(object: &Map<String, Value>) -> Answer<HfConfig> {
+    let c = Keys(object);
     if let Some(q) = c.get("quantization_config") {
         let method = q.get("quant_method").and_then(Value::as_str).unwrap_or("unknown");
         return Err(format!(
@@ -187,13 +211,18 @@ fn parse(text: &str) -> Answer<HfConfig> {
     if !SUPPORTED.contains(&model_type.as_str()) {
         return Err(format!("`model_type` {model_type} is not supported; {} are", SUPPORTED.join(", ")));
     }
-    let hidden_size = c.size("hidden_size", 1 << 20, None)?;
-    let num_attention_heads = c.size("num_attention_heads", 1 << 16, None)?;
-    let num_hidden_layers = c.size("num_hidden_layers", 4096, None)?;
+    let (gpt2, phi3) = (model_type == "gpt2", model_type == "phi3");
+    if gpt2 {
+        plain_gpt2(&c)?;
+    }
+    let name = |common| key(&model_type, common);
+    let hidden_size = c.size(name("hidden_size"), 1 << 20, None)?;
+    let num_attention_heads = c.size(name("num_attention_heads"), 1 << 16, None)?;
+    let num_hidden_layers = c.size(name("num_hidden_layers"), 4096, None)?;
     // Defaults are those of each family's configuration class in transformers, for keys that a file may leave out.
     let heads = if model_type == "mistral" { 8 } else { 32 };
     let kv_default = match (c.written("num_key_value_heads"), model_type.as_str()) {
-        (true, _) | (_, "llama") => num_attention_heads, // null: as many as there are heads
+        (true, _) | (_, "llama" | "phi3" | "gpt2") => num_attention_heads, // null: as many as there are heads
         _ => heads,
     };
     let num_key_value_heads = c.size("num_key_value_heads", 1 << 16, Some(kv_default))?;
@@ -215,38 +244,43 @@ fn parse(text: &str) -> Answer<HfConfig> {
     if head_dim % 2 != 0 || head_dim > 4096 || head_dim == 0 {
         return Err(format!("`head_dim` must be even and at most 4096, got {head_dim}"));
     }
-    let rms_norm_eps = c.number("rms_norm_eps")?.unwrap_or(1e-6);
+    let rms_norm_eps = c.number(name("rms_norm_eps"))?.unwrap_or(if gpt2 || phi3 { 1e-5 } else { 1e-6 });
     if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-        return Err(format!("`rms_norm_eps` must be in (0, 1), got {rms_norm_eps}"));
+        return Err(format!("`{}` must be in (0, 1), got {rms_norm_eps}", name("rms_norm_eps")));
     }
-    let hidden_act = c.text("hidden_act")?.unwrap_or_else(|| "silu".into());
-    if hidden_act != "silu" && hidden_act != "swish" {
-        return Err(format!("`hidden_act` {hidden_act} is not supported; silu is"));
+    let known: &[&str] = if gpt2 { &["gelu_new", "gelu_pytorch_tanh", "gelu"] } else { &["silu", "swish"] };
+    let hidden_act = c.text(name("hidden_act"))?.unwrap_or_else(|| known[0].into());
+    if !known.contains(&hidden_act.as_str()) {
+        let (key, most) = (name("hidden_act"), if gpt2 { "gelu_new, gelu_pytorch_tanh, gelu are" } else { "silu is" });
+        return Err(format!("`{key}` {hidden_act} is not supported; {most}"));
     }
     let positions = match model_type.as_str() {
         "llama" => 2048,
         "mistral" => 131_072,
+        "phi3" => 4096,
+        "gpt2" => 1024,
         _ => 32_768,
     };
-    let max_position_embeddings = c.size("max_position_embeddings", 1 << 31, Some(positions))?;
+    let max_position_embeddings = c.size(name("max_position_embeddings"), 1 << 31, Some(positions))?;
     let dtype = c.text("dtype")?.or(c.text("torch_dtype")?).map(|d| d.trim_start_matches("torch.").to_string());
     Ok(HfConfig {
         architectures: c.texts("architectures")?.unwrap_or_default(),
         vocab_size: c.size("vocab_size", 1 << 24, None)?,
         hidden_size,
-        intermediate_size: c.size("intermediate_size", 1 << 24, None)?,
+        intermediate_size: c.size(name("intermediate_size"), 1 << 24, gpt2.then_some(4 * hidden_size))?,
         num_hidden_layers,
         num_attention_heads,
         num_key_value_heads,
         head_dim,
         rms_norm_eps,
-        rope: parse_rope(&c, max_position_embeddings)?,
+        rope: parse_rope(&c, &model_type, max_position_embeddings, head_dim)?,
+        rope_divisors: None,
         max_position_embeddings,
         windows: parse_windows(&c, &model_type, num_hidden_layers)?,
-        tie_word_embeddings: c.flag("tie_word_embeddings")?.unwrap_or(false),
+        tie_word_embeddings: c.flag("tie_word_embeddings")?.unwrap_or(gpt2),
         attention_bias: c.flag("attention_bias")?.unwrap_or(false),
         mlp_bias: c.flag("mlp_bias")?.unwrap_or(false),
-        hidden_act: "silu".into(),
+        hidden_act: if gpt2 { hidden_act } else { "silu".into() },
         bos_token_id: c.ids("bos_token_id")?.first().copied(),
         eos_token_id: c.ids("eos_token_id")?,
         dtype,
@@ -254,20 +288,47 @@ fn parse(text: &str) -> Answer<HfConfig> {
     })
 }
 
-/// Which layers look through a window. Mistral: all; Qwen: with `use_sliding_window`, those that `layer_types` names, or
+/// What a family calls a key that most call `common`.
+fn key(model_type: &str, common: &'static str) -> &'static str {
+    match (model_type, common) {
+        ("gpt2", "hidden_size") => "n_embd",
+        ("gpt2", "intermediate_size") => "n_inner",
+        ("gpt2", "num_hidden_layers") => "n_layer",
+        ("gpt2", "num_attention_heads") => "n_head",
+        ("gpt2", "max_position_embeddings") => "n_positions",
+        ("gpt2", "rms_norm_eps") => "layer_norm_epsilon",
+        ("gpt2", "hidden_act") => "activation_function",
+        _ => common,
+    }
+}
+
+/// Refuses what some models of GPT-2's class have and GPT-2 has not.
+fn plain_gpt2(c: &Keys<'_>) -> Answer<()> {
+    let wrong =
+        [("scale_attn_weights", false), ("scale_attn_by_inverse_layer_idx", true), ("add_cross_attention", true)];
+    for (key, value) in wrong {
+        if c.flag(key)? == Some(value) {
+            return Err(format!("`{key}` {value} is not supported; {} is", !value));
+        }
+    }
+    Ok(())
+}
+
+/// Which layers look through a window. Mistral and Phi-3: all; Qwen: with `use_sliding_window`, those that `layer_types` names, or
 /// without it those from `max_window_layers` on; Llama: none.
 fn parse_windows(c: &Keys<'_>, model_type: &str, layers: usize) -> Answer<Vec<Option<usize>>> {
     let used = match model_type {
-        "mistral" => true,
+        "mistral" | "phi3" => true,
         "qwen2" | "qwen3" => c.flag("use_sliding_window")?.unwrap_or(false),
         _ => false,
     };
-    let absent = !c.written("sliding_window");
+    // Mistral's and Qwen's configuration classes have a default, Phi-3's has none.
+    let absent = !c.written("sliding_window") && model_type != "phi3";
     if !used || (c.get("sliding_window").is_none() && !absent) {
         return Ok(vec![None; layers]);
     }
     let window = c.size("sliding_window", 1 << 31, Some(4096))?;
-    if model_type == "mistral" {
+    if model_type == "mistral" || model_type == "phi3" {
         return Ok(vec![Some(window); layers]);
     }
     let Some(types) = c.texts("layer_types")? else {
@@ -285,7 +346,7 @@ fn parse_windows(c: &Keys<'_>, model_type: &str, layers: usize) -> Answer<Vec<Op
     types.iter().map(kind).collect()
 }
 
-fn parse_rope(c: &Keys<'_>, max_position_embeddings: usize) -> Answer<Rope> {
+fn parse_rope(c: &Keys<'_>, model_type: &str, max_position_embeddings: usize, head_dim: usize) -> Answer<Rope> {
     let empty = Map::new();
     let object = |key: &str| match c.get(key) {
         None => Ok(None),
@@ -320,7 +381,12 @@ fn parse_rope(c: &Keys<'_>, max_position_embeddings: usize) -> Answer<Rope> {
         }
     };
     let kind = p.text("rope_type")?.or(p.text("type")?).unwrap_or_else(|| "default".into());
-    let kind = match kind.as_str() {
+    // Early Phi-3 files call longrope so.
+    let kind = match (model_type, kind.as_str()) {
+        ("phi3", "su" | "yarn") => "longrope",
+        (_, kind) => kind,
+    };
+    let kind = match kind {
         "default" => RopeKind::Default,
         "linear" => RopeKind::Linear { factor: positive("factor", 1.0)? },
         "dynamic" => RopeKind::Dynamic { factor: positive("factor", 1.0)? },
@@ -346,6 +412,16 @@ fn parse_rope(c: &Keys<'_>, max_position_embeddings: usize) -> Answer<Rope> {
                 original_max_position_embeddings: original()?,
             }
         }
+        "longrope" if model_type == "phi3" => RopeKind::LongRope {
+            short_factor: p.factors("short_factor", head_dim / 2)?,
+            factor: p.number("factor")?.map(|_| positive("factor", 0.0)).transpose()?,
+            attention_factor: p.number("attention_factor")?,
+            // Beside the scaling first, as transformers looks for it.
+            original_max_position_embeddings: match c.get("original_max_position_embeddings").is_some() {
+                true => c.size("original_max_position_embeddings", 1 << 31, None)?,
+                false => p.size("original_max_position_embeddings", 1 << 31, Some(4096))?,
+            },
+        },
         other => return Err(format!("rope type {other} is not supported; default, linear, dynamic, yarn, llama3 are")),
     };
     Ok(Rope { theta, kind })
@@ -398,6 +474,16 @@ impl Keys<'_> {
         if n == 0 || n > most { Err(format!("`{key}` must be in 1..={most}, got {n}")) } else { Ok(n) }
     }
 
+    /// `n` positive numbers.
+    fn factors(&self, key: &str, n: usize) -> Answer<Vec<f64>> {
+        let numbers = self.typed(key, "a list of numbers", |v| v.as_array()?.iter().map(Value::as_f64).collect())?;
+        let numbers: Vec<f64> = numbers.ok_or_else(|| format!("its rope scaling lacks `{key}`"))?;
+        match numbers.len() == n && numbers.iter().all(|x| *x > 0.0 && x.is_finite()) {
+            true => Ok(numbers),
+            false => Err(format!("rope `{key}` must be {n} positive numbers, got {numbers:?}")),
+        }
+    }
+
     /// A token id, a list of them, or none.
     fn ids(&self, key: &str) -> Answer<Vec<u32>> {
         let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
@@ -414,12 +500,16 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn parse_text(text: &str) -> std::result::Result<HfConfig, String> {
+        HfConfig::parse(Path::new("config.json"), text).map_err(|e| e.to_string())
+    }
+
     const SIZES: &str =
         r#""vocab_size":128,"hidden_size":64,"intermediate_size":96,"num_hidden_layers":3,"num_attention_heads":4"#;
 
     fn of(model_type: &str, rest: &str) -> Answer<HfConfig> {
         let comma = if rest.is_empty() { "" } else { "," };
-        parse(&format!("{{\"model_type\":\"{model_type}\",{SIZES}{comma}{rest}}}"))
+        parse_text(&format!("{{\"model_type\":\"{model_type}\",{SIZES}{comma}{rest}}}"))
     }
 
     #[test]
@@ -444,6 +534,8 @@ mod tests {
         assert_eq!(windows("mistral", r#""num_key_value_heads":2,"sliding_window":8"#), [Some(8); 3]);
         assert_eq!(windows("mistral", r#""num_key_value_heads":2,"sliding_window":null"#), [None; 3]);
         assert_eq!(windows("mistral", r#""num_key_value_heads":2"#), [Some(4096); 3]);
+        assert_eq!(windows("phi3", ""), [None; 3]);
+        assert_eq!(windows("phi3", r#""sliding_window":2047"#), [Some(2047); 3]);
         let qwen = r#""num_key_value_heads":2,"sliding_window":8,"max_window_layers":1"#;
         assert_eq!(windows("qwen2", qwen), [None; 3]);
         assert_eq!(windows("qwen3", &format!("{qwen},\"use_sliding_window\":true")), [None, Some(8), Some(8)]);
@@ -455,11 +547,33 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         let wrong = |t, rest: &str| of(t, rest).unwrap_err();
-        assert!(wrong("gpt2", "").contains("`model_type` gpt2 is not supported; llama, mistral, qwen2, qwen3 are"));
+        let gemma = "`model_type` gemma is not supported; llama, mistral, qwen2, qwen3, phi3, gpt2 are";
+        assert!(wrong("gemma", "").contains(gemma));
+        assert!(wrong("gpt2", "").contains("has no `n_embd`"));
+        let gpt2 = |rest: &str| {
+            let sizes = r#""model_type":"gpt2","vocab_size":128,"n_embd":64,"n_layer":3,"n_head":4"#;
+            parse(&format!("{{{sizes}{rest}}}"))
+        };
+        let c = gpt2("").unwrap();
+        assert_eq!((c.intermediate_size, c.max_position_embeddings, c.num_key_value_heads), (256, 1024, 4));
+        assert_eq!((c.hidden_act.as_str(), c.tie_word_embeddings, c.rms_norm_eps), ("gelu_new", true, 1e-5));
+        for (key, value) in [
+            ("scale_attn_by_inverse_layer_idx", "true"),
+            ("scale_attn_weights", "false"),
+            ("activation_function", "\"relu\""),
+        ] {
+            assert!(gpt2(&format!(",\"{key}\":{value}")).unwrap_err().contains(&format!("`{key}`")));
+        }
+        let phi3 = |rest: &str| of("phi3", rest);
+        assert!(phi3(r#""partial_rotary_factor":0.75"#).unwrap_err().contains("`partial_rotary_factor` 0.75"));
+        let scaling = |n: usize| format!(r#""rope_scaling":{{"type":"su","short_factor":{:?}}}"#, vec![1.5; n]);
+        assert!(phi3(&scaling(7)).unwrap_err().contains("`short_factor` must be 8 positive numbers"));
+        let kind = phi3(&scaling(8)).unwrap().rope.kind;
+        assert!(matches!(kind, RopeKind::LongRope { original_max_position_embeddings: 4096, factor: None, .. }));
         let gptq = wrong("llama", r#""quantization_config":{"quant_method":"gptq"}"#);
         assert!(gptq.contains("quantised with GPTQ") && gptq.contains("quantization_bit: 4"));
-        assert!(parse(r#"{"model_type":"llama"}"#).unwrap_err().contains("has no `hidden_size`"));
-        assert!(parse("[1]").unwrap_err().contains("is not a JSON object"));
+        assert!(parse_text(r#"{"model_type":"llama"}"#).unwrap_err().contains("has no `hidden_size`"));
+        assert!(parse_text("[1]").unwrap_err().contains("is not a JSON object"));
         assert!(wrong("llama", r#""num_key_value_heads":3"#).contains("must divide"));
         assert!(wrong("llama", r#""head_dim":7"#).contains("must be even"));
         assert!(wrong("llama", r#""head_dim":0"#).contains("1..=4096"));

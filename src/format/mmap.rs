@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// A file's bytes, read on demand by the operating system.
 #[derive(Debug)]
-pub(crate) struct MappedFile {
+pub struct MappedFile {
     map: Option<memmap2::Mmap>,
 }
 

@@ -6,6 +6,7 @@
 pub mod adapter;
 pub mod atomic;
 pub mod convert;
+pub mod gguf;
 pub mod hf_config;
 pub mod hub;
 mod mmap;

@@ -1,35 +1,34 @@
 //! One decoder block, forward and backward:
 //!
 //! mid = x + o(attention(rope(norm(q)), rope(norm(k)), v)), with q, k, v of norm1(x);
-//! y = mid + down(silu(gate) * up), with gate, up of norm2(mid).
+//! y = mid + down(silu(gate) * up), with gate, up of norm2(mid); or y = mid + down(gelu(up)).
+//! Which norms, rotations and fused layers there are, the family says (`spec.rs`).
 //!
 //! What the backward pass needs is kept or rebuilt, group by group, as [`Policy`] says; norms, rotations and
 //! silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same code.
 
-use super::params::Params;
+use super::cache::{Layered, Read};
+use super::mlp::{Hidden, Mlp};
+use super::norm::Norm;
 use super::policy::Policy;
+use super::qkv;
 use super::spec::Spec;
-use super::weights::{Dropout, Layer, Vector, Weight};
+use super::weights::{Dropout, Layer, Values, Vector, Weight};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention};
 use crate::ops::linear::{self, Dx};
-use crate::ops::rope::{self, Norm, Table};
-use crate::ops::{rms_norm, swiglu};
+use crate::ops::rope::{self, Table};
 use crate::tensor::{Index, Tensor};
 
 /// A block's weights.
 pub(super) struct Block {
-    pub norm1: Vector,
-    pub q: Layer,
-    pub k: Layer,
-    pub v: Layer,
+    pub norm1: Norm,
+    pub qkv: qkv::Qkv,
     pub q_norm: Option<Vector>,
     pub k_norm: Option<Vector>,
     pub o: Layer,
-    pub norm2: Vector,
-    pub gate: Layer,
-    pub up: Layer,
-    pub down: Layer,
+    pub norm2: Norm,
+    pub mlp: Mlp,
     pub window: Option<usize>,
 }
 
@@ -37,8 +36,9 @@ pub(super) struct Block {
 #[derive(Clone, Copy)]
 pub(super) struct Context<'a> {
     pub spec: &'a Spec,
-    pub params: &'a Params,
-    pub rope: &'a Table,
+    pub params: Values<'a>,
+    /// None: positions were added to the embedding.
+    pub rope: Option<&'a Table>,
     pub positions: &'a Index<'a>,
     pub cu_seqlens: &'a Index<'a>,
     /// Whether sliding windows apply.
@@ -47,11 +47,11 @@ pub(super) struct Context<'a> {
 }
 
 /// q, k and v as the projections gave them, and the adapters' intermediates.
-struct Qkv {
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    saved: [linear::Saved; 3],
+pub(super) struct Qkv {
+    pub q: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
+    saved: qkv::Saved,
 }
 
 struct Attended {
@@ -59,15 +59,9 @@ struct Attended {
     saved: attention::Saved,
 }
 
-struct Mid {
-    mid: Tensor,
+pub(super) struct Mid {
+    pub mid: Tensor,
     saved: linear::Saved,
-}
-
-struct GateUp {
-    gate: Tensor,
-    up: Tensor,
-    saved: [linear::Saved; 2],
 }
 
 /// What a block's backward pass takes: its input, and what the policy kept.
@@ -76,25 +70,29 @@ pub(super) struct Saved {
     qkv: Option<Qkv>,
     attended: Option<Attended>,
     mid: Option<Mid>,
-    gate_up: Option<GateUp>,
+    gate_up: Option<Hidden>,
     down: linear::Saved,
 }
 
 impl Block {
-    fn layers(&self) -> [&Layer; 7] {
-        [&self.q, &self.k, &self.v, &self.o, &self.gate, &self.up, &self.down]
+    pub(super) fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.qkv.layers().into_iter().chain([&self.o]).chain(self.mlp.layers())
+    }
+
+    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut Layer> {
+        self.qkv.layers_mut().into_iter().chain([&mut self.o]).chain(self.mlp.layers_mut())
     }
 
     /// Every matrix and vector, the adapters' not counted.
     pub(super) fn weights(&self) -> impl Iterator<Item = &Weight> {
-        let norms = [Some(&self.norm1), Some(&self.norm2), self.q_norm.as_ref(), self.k_norm.as_ref()];
-        let layers = self.layers().into_iter().flat_map(|l| std::iter::once(&l.w).chain(&l.bias));
-        norms.into_iter().flatten().map(|n| &n.0).chain(layers)
+        let heads = self.q_norm.iter().chain(&self.k_norm).map(|n| &n.0);
+        let layers = self.layers().flat_map(|l| std::iter::once(&l.w).chain(&l.bias));
+        self.norm1.weights().chain(self.norm2.weights()).chain(heads).chain(layers)
     }
 
     /// Whether anything in the block is trained.
     pub(super) fn is_trained(&self) -> bool {
-        self.weights().any(Weight::is_trained) || self.layers().iter().any(|l| l.lora.is_some())
+        self.weights().any(Weight::is_trained) || self.layers().any(|l| l.lora.is_some())
     }
 
     /// `x` (tokens, hidden) -> y (tokens, hidden), keeping nothing.
@@ -105,7 +103,24 @@ impl Block {
         let mid = self.mid(&x, &o, c)?.mid;
         drop((x, o));
         let gate_up = self.gate_up(&mid, c)?;
-        Ok(self.down(&mid, &gate_up, c)?.0)
+        Ok(self.mlp.down(&mid, &gate_up, c)?.0)
+    }
+
+    /// As [`Block::infer`], for tokens that continue sequences whose keys and values are in `cache`; theirs are added.
+    pub(super) fn cached(&self, x: Tensor, c: Context, read: &Read, cache: &mut Layered) -> Result<Tensor> {
+        let qkv = self.qkv(&x, c)?;
+        let turned = self.turned(&qkv.q, &qkv.k, c)?;
+        let (q, k) = turned.as_ref().map_or((&qkv.q, &qkv.k), |(q, k)| (q, k));
+        attention::store(k, &qkv.v, &read.rows, &mut cache.k, &mut cache.v)?;
+        let o = match &read.past {
+            None => attention::fwd(q, k, &qkv.v, self.attention(c))?.0,
+            Some(past) => attention::decode(q, &cache.k, &cache.v, past.paged(self.attention(c)))?,
+        };
+        drop((turned, qkv));
+        let mid = self.mid(&x, &o, c)?.mid;
+        drop((x, o));
+        let gate_up = self.gate_up(&mid, c)?;
+        Ok(self.mlp.down(&mid, &gate_up, c)?.0)
     }
 
     /// `x` (tokens, hidden) -> y (tokens, hidden) and what [`Block::bwd`] needs.
@@ -116,7 +131,7 @@ impl Block {
         let mid = self.mid(&x, &attended.o, c)?;
         let attended = keep.attention.then_some(attended);
         let gate_up = self.gate_up(&mid.mid, c)?;
-        let (y, down) = self.down(&mid.mid, &gate_up, c)?;
+        let (y, down) = self.mlp.down(&mid.mid, &gate_up, c)?;
         let (mid, gate_up) = (keep.mid.then_some(mid), keep.gate_up.then_some(gate_up));
         Ok((y, Saved { x, qkv, attended, mid, gate_up, down }))
     }
@@ -164,28 +179,21 @@ impl Block {
     fn mlp_bwd(
         &self,
         mid: &Tensor,
-        gate_up: Option<GateUp>,
+        gate_up: Option<Hidden>,
         down: linear::Saved,
         dy: Tensor,
         c: Context,
         grads: &mut Tensor,
     ) -> Result<Tensor> {
-        let GateUp { gate, up, saved: [saved_gate, saved_up] } = match gate_up {
+        let gate_up = match gate_up {
             Some(kept) => kept,
             None => self.gate_up(mid, c)?,
         };
-        let a = swiglu::fwd(&gate, &up)?;
-        let da = linear::bwd(down, &a, &self.down.linear(c.params, c.dropout), &dy, Dx::New, grads)?;
-        drop(a);
-        let (dgate, dup) = swiglu::bwd(gate, up, &wanted(da))?;
-        let w = self.norm2.slot(c.params);
-        let h = rms_norm::fwd(mid, w, c.spec.eps)?;
-        let dh = linear::bwd(saved_gate, &h, &self.gate.linear(c.params, c.dropout), &dgate, Dx::New, grads)?;
-        drop(dgate);
-        let to = Dx::AddTo(wanted(dh));
-        let dh = wanted(linear::bwd(saved_up, &h, &self.up.linear(c.params, c.dropout), &dup, to, grads)?);
-        drop((dup, h));
-        rms_norm::bwd(mid, w, c.spec.eps, &dh, Some(dy), Some(grads))
+        let d = self.mlp.down_bwd(gate_up, down, &dy, c, grads)?;
+        let h = self.norm2.fwd(mid, c.params, c.spec.eps)?;
+        let dh = self.mlp.up_bwd(d, &h, c, grads)?;
+        drop(h);
+        self.norm2.bwd(mid, c.params, c.spec.eps, &dh, Some(dy), grads)
     }
 
     #[allow(clippy::too_many_arguments)] // everything that the forward pass left behind
@@ -202,57 +210,50 @@ impl Block {
     ) -> Result<Option<Tensor>> {
         let Attended { o, saved } = attended;
         let d_o = wanted(linear::bwd(saved_o, &o, &self.o.linear(c.params, c.dropout), &dmid, Dx::New, grads)?);
-        let Qkv { q, k, v, saved: [saved_q, saved_k, saved_v] } = qkv;
+        let Qkv { q, k, v, saved: saved_qkv } = qkv;
         let [dq, dk, dv] = {
-            let (rq, rk) = self.turned(&q, &k, c)?;
-            attention::bwd(saved, &rq, &rk, &v, &o, &d_o, self.attention(c))?
+            let turned = self.turned(&q, &k, c)?;
+            let (q, k) = turned.as_ref().map_or((&q, &k), |(q, k)| (q, k));
+            attention::bwd(saved, q, k, &v, &o, &d_o, self.attention(c))?
         };
         drop((o, v, d_o));
-        let dq = rope::bwd(&q, norm(&self.q_norm, c), c.positions, c.rope, dq, grads)?;
+        let dq = turned_bwd(&q, &self.q_norm, dq, c, grads)?;
         drop(q);
-        let dk = rope::bwd(&k, norm(&self.k_norm, c), c.positions, c.rope, dk, grads)?;
+        let dk = turned_bwd(&k, &self.k_norm, dk, c, grads)?;
         drop(k);
-        let w = self.norm1.slot(c.params);
-        let h = rms_norm::fwd(x, w, c.spec.eps)?;
-        let through = below || w.grad;
-        let mut dh = None;
-        for (saved, layer, d) in [(saved_q, &self.q, dq), (saved_k, &self.k, dk), (saved_v, &self.v, dv)] {
-            let to = match dh.take() {
-                _ if !through => Dx::Skip,
-                None => Dx::New,
-                Some(sum) => Dx::AddTo(sum),
-            };
-            dh = linear::bwd(saved, &h, &layer.linear(c.params, c.dropout), &d, to, grads)?;
-        }
+        let h = self.norm1.fwd(x, c.params, c.spec.eps)?;
+        let through = below || self.norm1.is_trained();
+        let dh = self.qkv.bwd(saved_qkv, &h, [dq, dk, dv], c, through, grads)?;
         drop(h);
         match dh {
-            Some(dh) => rms_norm::bwd(x, w, c.spec.eps, &dh, Some(dmid), Some(grads)).map(Some),
+            Some(dh) => self.norm1.bwd(x, c.params, c.spec.eps, &dh, Some(dmid), grads).map(Some),
             None => Ok(None),
         }
     }
 
-    fn qkv(&self, x: &Tensor, c: Context) -> Result<Qkv> {
-        let h = rms_norm::fwd(x, self.norm1.slot(c.params), c.spec.eps)?;
-        let (q, saved_q) = linear::fwd(&h, &self.q.linear(c.params, c.dropout), None)?;
-        let (k, saved_k) = linear::fwd(&h, &self.k.linear(c.params, c.dropout), None)?;
-        let (v, saved_v) = linear::fwd(&h, &self.v.linear(c.params, c.dropout), None)?;
-        Ok(Qkv { q, k, v, saved: [saved_q, saved_k, saved_v] })
+    /// `x` (tokens, hidden) -> q, k and v of norm1(x).
+    pub(super) fn qkv(&self, x: &Tensor, c: Context) -> Result<Qkv> {
+        let h = self.norm1.fwd(x, c.params, c.spec.eps)?;
+        let ([q, k, v], saved) = self.qkv.fwd(&h, c)?;
+        Ok(Qkv { q, k, v, saved })
     }
 
-    /// q and k as attention sees them: normalised where the family does, and rotated.
-    fn turned(&self, q: &Tensor, k: &Tensor, c: Context) -> Result<(Tensor, Tensor)> {
-        let q = rope::fwd(q, norm(&self.q_norm, c), c.positions, c.rope)?;
-        let k = rope::fwd(k, norm(&self.k_norm, c), c.positions, c.rope)?;
-        Ok((q, k))
+    /// q and k as attention sees them: normalised where the family does, and rotated. None: as they are.
+    pub(super) fn turned(&self, q: &Tensor, k: &Tensor, c: Context) -> Result<Option<(Tensor, Tensor)>> {
+        let Some(table) = c.rope else { return Ok(None) };
+        let q = rope::fwd(q, head_norm(&self.q_norm, c), c.positions, table)?;
+        let k = rope::fwd(k, head_norm(&self.k_norm, c), c.positions, table)?;
+        Ok(Some((q, k)))
     }
 
     fn attend(&self, qkv: &Qkv, c: Context) -> Result<Attended> {
-        let (q, k) = self.turned(&qkv.q, &qkv.k, c)?;
-        let (o, saved) = attention::fwd(&q, &k, &qkv.v, self.attention(c))?;
+        let turned = self.turned(&qkv.q, &qkv.k, c)?;
+        let (q, k) = turned.as_ref().map_or((&qkv.q, &qkv.k), |(q, k)| (q, k));
+        let (o, saved) = attention::fwd(q, k, &qkv.v, self.attention(c))?;
         Ok(Attended { o, saved })
     }
 
-    fn attention<'a>(&self, c: Context<'a>) -> Attention<'a> {
+    pub(super) fn attention<'a>(&self, c: Context<'a>) -> Attention<'a> {
         let s = c.spec;
         Attention {
             heads: s.heads,
@@ -263,31 +264,33 @@ impl Block {
         }
     }
 
-    fn mid(&self, x: &Tensor, o: &Tensor, c: Context) -> Result<Mid> {
+    pub(super) fn mid(&self, x: &Tensor, o: &Tensor, c: Context) -> Result<Mid> {
         let (mid, saved) = linear::fwd(o, &self.o.linear(c.params, c.dropout), Some(x))?;
         Ok(Mid { mid, saved })
     }
 
-    fn gate_up(&self, mid: &Tensor, c: Context) -> Result<GateUp> {
-        let h = rms_norm::fwd(mid, self.norm2.slot(c.params), c.spec.eps)?;
-        let (gate, saved_gate) = linear::fwd(&h, &self.gate.linear(c.params, c.dropout), None)?;
-        let (up, saved_up) = linear::fwd(&h, &self.up.linear(c.params, c.dropout), None)?;
-        Ok(GateUp { gate, up, saved: [saved_gate, saved_up] })
+    /// The activation's inputs, of norm2(mid).
+    pub(super) fn gate_up(&self, mid: &Tensor, c: Context) -> Result<Hidden> {
+        let h = self.norm2.fwd(mid, c.params, c.spec.eps)?;
+        self.mlp.up(&h, c)
     }
+}
 
-    fn down(&self, mid: &Tensor, s: &GateUp, c: Context) -> Result<(Tensor, linear::Saved)> {
-        let a = swiglu::fwd(&s.gate, &s.up)?;
-        linear::fwd(&a, &self.down.linear(c.params, c.dropout), Some(mid))
+/// The gradient of q or k from that of what attention saw of it.
+fn turned_bwd(x: &Tensor, norm: &Option<Vector>, dy: Tensor, c: Context, grads: &mut Tensor) -> Result<Tensor> {
+    match c.rope {
+        Some(table) => rope::bwd(x, head_norm(norm, c), c.positions, table, dy, grads),
+        None => Ok(dy),
     }
 }
 
 /// The norm of q's or k's heads, where the family has one.
-fn norm<'a>(w: &'a Option<Vector>, c: Context<'a>) -> Option<Norm<'a>> {
-    w.as_ref().map(|w| Norm { w: w.slot(c.params), eps: c.spec.eps })
+fn head_norm<'a>(w: &'a Option<Vector>, c: Context<'a>) -> Option<rope::Norm<'a>> {
+    w.as_ref().map(|w| rope::Norm { w: w.slot(c.params), eps: c.spec.eps })
 }
 
 /// The input gradient that was asked for.
-fn wanted(dx: Option<Tensor>) -> Tensor {
+pub(super) fn wanted(dx: Option<Tensor>) -> Tensor {
     match dx {
         Some(dx) => dx,
         None => unreachable!("linear::bwd returns dx unless told to skip it"),

@@ -1,11 +1,13 @@
 //! The whole model: embedding, blocks, final norm, head and loss; forward, and forward with backward.
 
+use super::attached::Attached;
 use super::block::{Block, Context, Saved};
-use super::input::Input;
+use super::input::{Input, NO_STEP};
+use super::norm::Norm;
 use super::params::Params;
 use super::policy::{Policies, Policy};
 use super::spec::Spec;
-use super::weights::{Vector, Weight};
+use super::weights::{Values, Weight};
 use crate::data::Batch;
 use crate::device::{Device, abi};
 use crate::error::{Error, Result};
@@ -13,7 +15,7 @@ use crate::ops::embedding::{self, Noise};
 use crate::ops::linear::{self, Linear};
 use crate::ops::philox::Stream;
 use crate::ops::rope::Table;
-use crate::ops::{Slot, linear_cross_entropy, rms_norm};
+use crate::ops::{Slot, linear_cross_entropy};
 use crate::tensor::{DType, Index, Tensor};
 
 pub use super::weights::Dropout;
@@ -27,10 +29,16 @@ pub struct Model {
     pub params: Params,
     pub(super) embed: Weight,
     pub(super) blocks: Vec<Block>,
-    pub(super) norm: Vector,
+    pub(super) norm: Norm,
     /// None: the head is the embedding.
     pub(super) head: Option<Weight>,
-    pub(super) rope: Table,
+    /// None: positions are added to the embedding.
+    pub(super) rope: Option<Table>,
+    /// What is added to the embedding at each position, where the family has it.
+    pub(super) positions: Option<Weight>,
+    /// The longest sequence that can be run.
+    pub(super) max_positions: usize,
+    pub(super) attached: Vec<Attached>,
 }
 
 /// How a training pass runs.
@@ -48,10 +56,6 @@ pub struct Pass {
     pub scale: f64,
 }
 
-/// A step without random numbers or gradient; the counts are filled in from the batch.
-const NO_STEP: abi::Step =
-    abi::Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 0.0, noise: 0.0 };
-
 /// A pass without random numbers or gradient.
 const NO_PASS: Pass = Pass {
     policy: Policies { full: Policy::KEEP, lean: Policy::KEEP, lean_layers: 0 },
@@ -66,26 +70,31 @@ const NO_PASS: Pass = Pass {
 const NOISE_MODULE: u32 = u32::MAX;
 
 impl Model {
-    fn table(&self) -> Slot<'_> {
+    pub(super) fn table(&self) -> Slot<'_> {
         self.dense(&self.embed)
     }
 
-    fn head(&self) -> Slot<'_> {
+    pub(super) fn head(&self) -> Slot<'_> {
         self.dense(self.head.as_ref().unwrap_or(&self.embed))
     }
 
-    fn dense<'a>(&'a self, w: &'a Weight) -> Slot<'a> {
+    pub(super) fn dense<'a>(&'a self, w: &'a Weight) -> Slot<'a> {
         match w.slot(&self.params) {
             Some(s) => s,
             None => unreachable!("embedding and head are never quantised"),
         }
     }
 
+    /// The model's own values: those that training changes.
+    pub(super) fn own(&self) -> Values<'_> {
+        Values { own: &self.params, attached: None }
+    }
+
     fn context<'a>(&'a self, input: &'a Input, dropout: Option<Dropout>) -> Context<'a> {
         Context {
             spec: &self.spec,
-            params: &self.params,
-            rope: &self.rope,
+            params: self.own(),
+            rope: self.rope.as_ref(),
             positions: &input.positions,
             cu_seqlens: &input.cu_seqlens,
             windows: input.windows,
@@ -101,7 +110,7 @@ impl Model {
             sums = (sums.0 + dense, sums.1 + nf4);
         };
         add(&self.embed);
-        add(&self.norm.0);
+        self.positions.iter().chain(self.norm.weights()).for_each(&mut add);
         self.head.iter().for_each(&mut add);
         for b in &self.blocks {
             b.weights().for_each(&mut add);
@@ -109,9 +118,9 @@ impl Model {
         sums
     }
 
-    /// Positions that the rotation table covers: the longest sequence that can be run.
+    /// The longest sequence that can be run.
     pub fn max_positions(&self) -> usize {
-        self.rope.positions()
+        self.max_positions
     }
 
     /// Adds the summed cross-entropy of a batch to `loss` (1, 1; f64), and its gradient times `pass.scale` to `grads`.
@@ -149,10 +158,10 @@ impl Model {
         });
         let dropout = Some(Dropout { rate: pass.dropout, seed: pass.seed, step: pass.micro_step });
         let c = self.context(input, dropout);
-        let mut x = embedding::fwd(self.table(), &input.ids, noise)?;
+        let mut x = self.embedded(input, noise)?;
 
         // Below the first trained block nothing needs a gradient, so nothing is kept.
-        let embed_trained = self.embed.is_trained();
+        let embed_trained = self.embed.is_trained() || self.positions.as_ref().is_some_and(Weight::is_trained);
         let first = match self.blocks.iter().position(Block::is_trained) {
             _ if embed_trained => 0,
             Some(i) => i,
@@ -177,7 +186,24 @@ impl Model {
             dx = block.bwd(s, dy, c, i > first || embed_trained, grads)?;
         }
         if let (true, Some(dx)) = (embed_trained, dx) {
-            embedding::bwd(self.table(), &input.ids, &dx, grads)?;
+            self.embedded_bwd(input, &dx, grads)?;
+        }
+        Ok(())
+    }
+
+    /// The tokens' rows of the embedding, and what is added for their positions.
+    fn embedded(&self, input: &Input, noise: Option<Noise>) -> Result<Tensor> {
+        let mut x = embedding::fwd(self.table(), &input.ids, noise)?;
+        if let Some(w) = &self.positions {
+            embedding::add(&mut x, self.dense(w), &input.positions)?;
+        }
+        Ok(x)
+    }
+
+    fn embedded_bwd(&self, input: &Input, dx: &Tensor, grads: &mut Tensor) -> Result<()> {
+        let tables = [(Some(&self.embed), &input.ids), (self.positions.as_ref(), &input.positions)];
+        for (w, numbers) in tables.into_iter().filter_map(|(w, n)| Some((w.filter(|w| w.is_trained())?, n))) {
+            embedding::bwd(self.dense(w), numbers, dx, grads)?;
         }
         Ok(())
     }
@@ -191,11 +217,10 @@ impl Model {
         loss: &mut Tensor,
         grads: &mut Tensor,
     ) -> Result<Tensor> {
-        let w = self.norm.slot(&self.params);
         let last = embedding::gather(x, &input.loss_rows)?;
-        let h = rms_norm::fwd(&last, w, self.spec.eps)?;
+        let h = self.norm.fwd(&last, self.own(), self.spec.eps)?;
         let dh = linear_cross_entropy::fwd_bwd(h, self.head(), &input.targets, scale, loss, grads)?;
-        let dlast = rms_norm::bwd(&last, w, self.spec.eps, &dh, None, Some(grads))?;
+        let dlast = self.norm.bwd(&last, self.own(), self.spec.eps, &dh, None, grads)?;
         embedding::scatter(&dlast, &input.loss_rows, x)
     }
 
@@ -206,7 +231,7 @@ impl Model {
     pub fn loss(&self, batch: &Batch, loss: &mut Tensor) -> Result<()> {
         let input = self.input(batch, NO_PASS)?;
         let x = embedding::gather(&self.hidden(&input)?, &input.loss_rows)?;
-        let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
+        let h = self.norm.fwd(&x, self.own(), self.spec.eps)?;
         linear_cross_entropy::fwd(&h, self.head(), &input.targets, loss)
     }
 
@@ -218,14 +243,14 @@ impl Model {
         let input = self.input(batch, NO_PASS)?;
         let rows = Index::new(rows, rows.len(), None, &self.device)?;
         let x = embedding::gather(&self.hidden(&input)?, &rows)?;
-        let h = rms_norm::fwd(&x, self.norm.slot(&self.params), self.spec.eps)?;
+        let h = self.norm.fwd(&x, self.own(), self.spec.eps)?;
         let head = Linear { w: linear::Matrix::Dense(self.head()), bias: None, lora: None };
         Ok(linear::fwd(&h, &head, None)?.0)
     }
 
     fn hidden(&self, input: &Input) -> Result<Tensor> {
         let c = self.context(input, None);
-        let mut x = embedding::fwd(self.table(), &input.ids, None)?;
+        let mut x = self.embedded(input, None)?;
         for block in &self.blocks {
             x = block.infer(x, c)?;
         }

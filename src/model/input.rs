@@ -10,6 +10,10 @@ use crate::tensor::{Index, Live};
 /// Tokens, and rows that reach the head, are rounded up to multiples of this on kernels.
 pub const BUCKET: usize = 64;
 
+/// A step without random numbers or gradient, its counts to be filled in.
+pub(super) const NO_STEP: abi::Step =
+    abi::Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 0.0, noise: 0.0 };
+
 /// The numbers of a batch, for one pass.
 pub struct Input<'a> {
     pub(super) ids: Index<'a>,

@@ -2,11 +2,16 @@
 
 use std::path::Path;
 
+use super::base::Base;
 use super::block::Block;
 use super::decoder::Model;
 use super::families;
+use super::mlp::{Mlp, Up};
+use super::names::{MlpLayers, QkvLayers};
+use super::norm::Norm;
 use super::params::{Entry, Params};
-use super::spec::Spec;
+use super::qkv::Qkv;
+use super::spec::{NormKind, Position, Spec};
 use super::weights::{Adapter, Layer, Vector, Weight};
 use crate::by_dtype;
 use crate::config::{FinetuningType, RopeScalingChoice, TuneConfig};
@@ -14,14 +19,12 @@ use crate::device::Device;
 use crate::device::gemm::{DstView, View, gemm};
 use crate::error::{Error, Result};
 use crate::format::adapter::Part;
-use crate::format::{AdapterFile, Checkpoint, HfConfig};
+use crate::format::{AdapterFile, HfConfig};
 use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
+use crate::quant::ggml::Blocks;
 use crate::quant::{Code2, DeviceNf4, Nf4};
 use crate::tensor::{DType, Float, Real, Tensor};
-
-/// The linear layers of a block: name, and the part of the block it stands in.
-const LINEARS: [&str; 7] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"];
 
 /// Deviation of weights that start at random: transformers' default.
 const INITIALIZER_RANGE: f64 = 0.02;
@@ -49,7 +52,7 @@ pub struct Options<'a> {
 
 /// Where a trained parameter's first values come from.
 enum Init {
-    Checkpoint(String),
+    Base(String),
     /// (adapter, tensor name)
     Adapter(usize, String),
     /// Uniform in +-1/sqrt(fan_in), which is what kaiming_uniform with a = sqrt(5) gives.
@@ -72,11 +75,14 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         config.scale_rope(choice, o.max_positions);
     }
     let spec = families::spec(&config, o.max_positions)?;
-    let checkpoint = if o.from_scratch || o.config_only { None } else { Some(Checkpoint::open(folder)?) };
+    let base = if o.from_scratch || o.config_only { None } else { Some(Base::open(folder, &config)?) };
+    if base.as_ref().is_some_and(Base::is_gguf) {
+        check_gguf(o)?;
+    }
     let adapters = o.adapters.iter().map(|path| AdapterFile::open(path)).collect::<Result<Vec<_>>>()?;
     // All but the last adapter are merged; the last is trained on, unless a new one is asked for.
     let merged = if o.method.create_new_adapter { adapters.len() } else { adapters.len().saturating_sub(1) };
-    if merged > 0 && o.nf4.is_some() {
+    if merged > 0 && (o.nf4.is_some() || base.as_ref().is_some_and(Base::is_gguf)) {
         let why = format!(
             "holds {} adapters, of which {merged} would be merged; a quantised base takes only one",
             adapters.len()
@@ -89,7 +95,7 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         device,
         code2: if device.runs_kernels() && !device.is_plan() { Some(Code2::new(device)?) } else { None },
         staging: if device.runs_kernels() && !device.is_plan() { Device::cpu(1) } else { device.clone() },
-        checkpoint: checkpoint.as_ref(),
+        base: base.as_ref(),
         merged: &adapters[..merged],
         trained: adapters.get(merged).map(|a| (merged, a)),
         entries: Vec::new(),
@@ -100,32 +106,40 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
     };
     b.check_names()?;
 
-    let (vocab, hidden) = (spec.vocab, spec.hidden);
-    let embed = b.weight("model.embed_tokens", vocab, hidden, false)?;
+    let (vocab, hidden, names) = (spec.vocab, spec.hidden, spec.names);
+    let embed = b.weight(names.embed, vocab, hidden)?;
     let head_trained_alone = b.is_trained("lm_head") && !matches!(o.method.finetuning_type, FinetuningType::Full);
-    let head = if spec.tied && !head_trained_alone && !(b.saved_alone("model.embed_tokens")) {
+    let head = if spec.tied && !head_trained_alone && !(b.saved_alone(names.embed)) {
         None
     } else if spec.tied {
         // The tie is broken when only one side of it is trained, as PEFT breaks it.
-        Some(b.weight_named("lm_head", "model.embed_tokens.weight", vocab, hidden, false)?)
+        Some(b.weight_named("lm_head", &format!("{}.weight", names.embed), vocab, hidden)?)
     } else {
-        Some(b.weight("lm_head", vocab, hidden, false)?)
+        Some(b.weight("lm_head", vocab, hidden)?)
+    };
+    let positions = match spec.position {
+        Position::Learned { module, rows } => Some(b.weight(module, rows, hidden)?),
+        Position::Rope(_) => None,
     };
     let blocks = (0..spec.layers).map(|i| b.block(i)).collect::<Result<Vec<_>>>()?;
-    let norm = b.vector("model.norm", hidden)?;
+    let norm = b.norm(names.norm)?;
 
     let (entries, init) = (b.entries, b.init);
     let mut params = Params::new(entries, o.dtype, device)?;
     if !device.is_plan() {
         for (i, from) in init.iter().enumerate() {
-            let values = first_values(&params.entries[i], i, from, o, checkpoint.as_ref(), &adapters)?;
+            let values = first_values(&params.entries[i], i, from, o, (&spec, base.as_ref()), &adapters)?;
             params.set(i, &values)?;
         }
         params.refresh()?;
     }
-    let positions = if device.is_plan() { 1 } else { o.max_positions };
-    let rope = Table::new(&spec.rope.freq, spec.rope.factor, positions.max(1)).on(device)?;
-    Ok(Model { spec, dtype: o.dtype, device: device.clone(), params, embed, blocks, norm, head, rope })
+    let max_positions = if device.is_plan() { 1 } else { o.max_positions.max(1) };
+    let rope = match &spec.position {
+        Position::Rope(rope) => Some(Table::new(&rope.freq, rope.factor, max_positions).on(device)?),
+        Position::Learned { .. } => None,
+    };
+    let (dtype, device, attached) = (o.dtype, device.clone(), Vec::new());
+    Ok(Model { spec, dtype, device, params, embed, blocks, norm, head, rope, positions, max_positions, attached })
 }
 
 struct Builder<'a> {
@@ -136,7 +150,7 @@ struct Builder<'a> {
     staging: Device,
     /// On a device that runs kernels: what all its quantised matrices share.
     code2: Option<Code2>,
-    checkpoint: Option<&'a Checkpoint>,
+    base: Option<&'a Base>,
     merged: &'a [AdapterFile],
     /// The adapter that is trained on, and its index.
     trained: Option<(usize, &'a AdapterFile)>,
@@ -152,19 +166,22 @@ impl Builder<'_> {
     /// A name that matches no module is an error, not a setting that does nothing.
     fn check_names(&self) -> Result<()> {
         let m = self.o.method;
+        let names = &self.spec.names;
+        let linears = names.linears();
         if m.finetuning_type == FinetuningType::Lora && self.trained.is_none() {
             for name in &m.lora_target {
-                if name != "all" && !LINEARS.iter().any(|l| matches_module(l, name)) {
-                    let why = format!("names `{name}`; the linear layers are {}, or all", LINEARS.join(", "));
+                if name != "all" && !linears.iter().any(|l| matches_module(l, name)) {
+                    let all = names.linear_names().join(", ");
+                    let why = format!("names `{name}`; the linear layers are {all}, or all");
                     return Err(Error::config("lora_target", why));
                 }
             }
         }
+        let outside = self.spec.outside();
         for name in &m.additional_target {
-            if !["embed_tokens", "lm_head", "norm"].contains(&name.as_str()) {
-                let why = format!(
-                    "names `{name}`; what can be trained whole beside an adapter is embed_tokens, lm_head, norm"
-                );
+            if !outside.contains(&name.as_str()) {
+                let all = outside.join(", ");
+                let why = format!("names `{name}`; what can be trained whole beside an adapter is {all}");
                 return Err(Error::config("additional_target", why));
             }
         }
@@ -174,17 +191,17 @@ impl Builder<'_> {
                 let why = format!("is {}, the model has {} layers", m.freeze_trainable_layers, self.spec.layers);
                 return Err(Error::config("freeze_trainable_layers", why));
             }
-            let parts = ["all", "self_attn", "mlp", "input_layernorm", "post_attention_layernorm"];
+            let parts = names.parts();
             for name in &m.freeze_trainable_modules {
-                let known = parts.contains(&name.as_str()) || LINEARS.iter().any(|l| name.ends_with(l));
-                if !known {
-                    let why = format!("names `{name}`; the parts of a layer are {}", parts.join(", "));
+                let is_part = name == "all" || parts.contains(&name.as_str());
+                if !is_part && !names.linear_names().iter().any(|l| name.ends_with(l)) {
+                    let why = format!("names `{name}`; the parts of a layer are all, {}", parts.join(", "));
                     return Err(Error::config("freeze_trainable_modules", why));
                 }
             }
             for name in &m.freeze_extra_modules {
-                if !["embed_tokens", "lm_head", "norm"].contains(&name.as_str()) {
-                    let why = format!("names `{name}`; outside the layers there are embed_tokens, lm_head, norm");
+                if !outside.contains(&name.as_str()) {
+                    let why = format!("names `{name}`; outside the layers there are {}", outside.join(", "));
                     return Err(Error::config("freeze_extra_modules", why));
                 }
             }
@@ -196,7 +213,7 @@ impl Builder<'_> {
     fn is_trained(&self, module: &str) -> bool {
         let m = self.o.method;
         let extra = |names: &[String]| {
-            let outside = !module.starts_with("model.layers.");
+            let outside = self.spec.names.layer_and_part(module).is_none();
             outside && names.iter().any(|n| matches_module(module, n))
         };
         match m.finetuning_type {
@@ -211,7 +228,9 @@ impl Builder<'_> {
                     true => self.spec.layers.saturating_sub(n as usize)..self.spec.layers,
                     false => 0..n.unsigned_abs() as usize,
                 };
-                let Some((layer, part)) = layer_and_part(module) else { return extra(&m.freeze_extra_modules) };
+                let Some((layer, part)) = self.spec.names.layer_and_part(module) else {
+                    return extra(&m.freeze_extra_modules);
+                };
                 let part_named = |name: &String| name == "all" || part.starts_with(name.as_str());
                 layers.contains(&layer) && m.freeze_trainable_modules.iter().any(part_named)
             }
@@ -225,56 +244,86 @@ impl Builder<'_> {
 
     fn block(&mut self, i: usize) -> Result<Block> {
         let s = self.spec.clone();
-        let at = |part: &str| format!("model.layers.{i}.{part}");
+        let names = s.names;
+        let at = |part: &str| format!("{}.{i}.{part}", names.layers);
         let (q, kv) = (s.heads * s.head_dim, s.kv_heads * s.head_dim);
         let norm_of_head = |b: &mut Self, name: &str| match s.qk_norm {
             true => b.vector(&at(name), s.head_dim).map(Some),
             false => Ok(None),
         };
         Ok(Block {
-            norm1: self.vector(&at("input_layernorm"), s.hidden)?,
-            q: self.layer(&at("self_attn.q_proj"), q, s.hidden, s.qkv_bias)?,
-            k: self.layer(&at("self_attn.k_proj"), kv, s.hidden, s.qkv_bias)?,
-            v: self.layer(&at("self_attn.v_proj"), kv, s.hidden, s.qkv_bias)?,
+            norm1: self.norm(&at(names.norm1))?,
+            qkv: match names.qkv {
+                QkvLayers::Separate { q: name_q, k, v } => Qkv::Separate {
+                    q: self.layer(&at(name_q), q, s.hidden, s.qkv_bias)?,
+                    k: self.layer(&at(k), kv, s.hidden, s.qkv_bias)?,
+                    v: self.layer(&at(v), kv, s.hidden, s.qkv_bias)?,
+                },
+                QkvLayers::Fused(name) => {
+                    Qkv::Fused(self.layer(&at(name), q + 2 * kv, s.hidden, s.qkv_bias)?, [q, kv, kv])
+                }
+            },
             q_norm: norm_of_head(self, "self_attn.q_norm")?,
             k_norm: norm_of_head(self, "self_attn.k_norm")?,
-            o: self.layer(&at("self_attn.o_proj"), s.hidden, q, s.o_bias)?,
-            norm2: self.vector(&at("post_attention_layernorm"), s.hidden)?,
-            gate: self.layer(&at("mlp.gate_proj"), s.mlp, s.hidden, s.mlp_bias)?,
-            up: self.layer(&at("mlp.up_proj"), s.mlp, s.hidden, s.mlp_bias)?,
-            down: self.layer(&at("mlp.down_proj"), s.hidden, s.mlp, s.mlp_bias)?,
+            o: self.layer(&at(names.o), s.hidden, q, s.o_bias)?,
+            norm2: self.norm(&at(names.norm2))?,
+            mlp: Mlp {
+                up: match names.mlp {
+                    MlpLayers::Gated { gate, up } => Up::Gated {
+                        gate: self.layer(&at(gate), s.mlp, s.hidden, s.mlp_bias)?,
+                        up: self.layer(&at(up), s.mlp, s.hidden, s.mlp_bias)?,
+                    },
+                    MlpLayers::GatedFused(name) => Up::Fused(self.layer(&at(name), 2 * s.mlp, s.hidden, s.mlp_bias)?),
+                    MlpLayers::Plain(name, form) => {
+                        Up::Plain(self.layer(&at(name), s.mlp, s.hidden, s.mlp_bias)?, form)
+                    }
+                },
+                down: self.layer(&at(names.down), s.hidden, s.mlp, s.mlp_bias)?,
+            },
             window: s.windows.get(i).copied().flatten(),
         })
     }
 
     fn layer(&mut self, module: &str, out: usize, inn: usize, bias: bool) -> Result<Layer> {
-        let w = self.weight(module, out, inn, true)?;
+        let w = self.parameter(module, "weight", &format!("{module}.weight"), &[out, inn], true)?;
         let bias = match bias {
             true => Some(self.parameter(module, "bias", &format!("{module}.bias"), &[out], false)?),
             false => None,
         };
         let lora = self.lora(module, out, inn)?;
-        Ok(Layer { w, bias, lora })
+        Ok(Layer { module: module.to_string(), out, inn, w, bias, lora, attached: Vec::new() })
     }
 
     fn vector(&mut self, module: &str, len: usize) -> Result<Vector> {
         self.parameter(module, "weight", &format!("{module}.weight"), &[len], false).map(Vector)
     }
 
-    fn weight(&mut self, module: &str, out: usize, inn: usize, linear: bool) -> Result<Weight> {
-        self.weight_named(module, &format!("{module}.weight"), out, inn, linear)
+    fn norm(&mut self, module: &str) -> Result<Norm> {
+        let len = self.spec.hidden;
+        let w = self.vector(module, len)?;
+        Ok(match self.spec.norm {
+            NormKind::Rms => Norm::Rms(w),
+            NormKind::Layer => {
+                let b = self.parameter(module, "bias", &format!("{module}.bias"), &[len], false)?;
+                Norm::Layer(w, Vector(b))
+            }
+        })
     }
 
-    fn weight_named(&mut self, module: &str, source: &str, out: usize, inn: usize, linear: bool) -> Result<Weight> {
-        self.parameter(module, "weight", source, &[out, inn], linear)
+    fn weight(&mut self, module: &str, rows: usize, cols: usize) -> Result<Weight> {
+        self.weight_named(module, &format!("{module}.weight"), rows, cols)
     }
 
-    /// `module.kind`, read from the checkpoint's tensor `source`.
+    fn weight_named(&mut self, module: &str, source: &str, rows: usize, cols: usize) -> Result<Weight> {
+        self.parameter(module, "weight", source, &[rows, cols], false)
+    }
+
+    /// `module.kind`, read from the checkpoint's tensor `source`; of a `linear` layer or not.
     fn parameter(&mut self, module: &str, kind: &str, source: &str, shape: &[usize], linear: bool) -> Result<Weight> {
         self.done += 1;
-        let total =
-            4 + self.spec.layers * (9 + if self.spec.qk_norm { 2 } else { 0 } + if self.spec.qkv_bias { 3 } else { 0 });
+        let total = self.spec.tensors();
         (self.progress)(self.done.min(total), total);
+        let turned = self.spec.transposed && linear && shape.len() == 2;
         let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
         if self.is_trained(module) {
             let name = format!("{module}.{kind}");
@@ -282,23 +331,33 @@ impl Builder<'_> {
                 Some((i, a)) if self.o.method.finetuning_type == FinetuningType::Lora => {
                     Init::Adapter(i, a.tensor_of(&name, Part::Saved).unwrap_or(&name).to_string())
                 }
-                _ => Init::Checkpoint(source.to_string()),
+                _ => Init::Base(source.to_string()),
             };
+            // A whole model is saved under the names that it came with, an adapter under those of PEFT.
+            let whole = self.o.method.finetuning_type != FinetuningType::Lora;
+            let named = |base: &Base| base.name_of(self.spec, &name).to_string();
+            let name = self.base.filter(|_| whole).map_or_else(|| name.clone(), named);
             let decay = shape.len() == 2;
-            return Ok(Weight::Trained(self.entry(name, shape, decay, from)));
-        }
-        if let (true, true, Some(double)) = (self.device.is_plan(), linear, self.o.nf4) {
-            if let Some(checkpoint) = self.checkpoint {
-                checkpoint.expect(source, shape)?;
+            let i = self.entry(name, shape, decay, from);
+            self.entries[i].turned = turned;
+            if turned {
+                self.entries[i].shape.reverse();
             }
+            return Ok(Weight::Trained(i));
+        }
+        let planned = self.device.is_plan();
+        let stored = self.base.map(|base| base.read(self.spec, source, shape, turned, !planned)).transpose()?;
+        if let (true, true, Some(double)) = (planned, linear, self.o.nf4) {
             return Ok(Weight::Planned { out: rows, inn: cols, double });
         }
-        let Some(checkpoint) = self.checkpoint else {
+        let Some(stored) = stored else {
             let stream = Stream { seed: self.o.seed, step: 0, module: u32::MAX - self.done as u32 };
             return self.random(rows, cols, shape.len() == 1 && kind == "weight", stream).map(Weight::Frozen);
         };
-        let view = checkpoint.expect(source, shape)?;
-        if let (true, Some(double)) = (linear, self.o.nf4) {
+        if let Some(blocks) = stored.quantised().filter(|_| linear) {
+            return self.quantised(blocks);
+        }
+        if let (true, Some(double), Some(view)) = (linear, self.o.nf4, stored.view()) {
             let q = Nf4::from_view(&view, double, self.o.threads)?;
             return match &self.code2 {
                 Some(code2) => DeviceNf4::upload(&q, code2).map(|q| Weight::DeviceNf4(Box::new(q))),
@@ -308,17 +367,22 @@ impl Builder<'_> {
         let mut t = Tensor::unwritten(rows, cols, self.o.dtype, &self.staging)?;
         if !self.device.is_plan() {
             match self.o.dtype {
-                DType::Bf16 => view.read_bf16(t.slice_mut())?,
-                DType::F32 => view.read_f32(t.slice_mut())?,
+                DType::Bf16 => stored.read_bf16(t.slice_mut())?,
+                DType::F32 => stored.read_f32(t.slice_mut())?,
                 DType::F64 => {
                     let mut values = vec![0.0f32; rows * cols];
-                    view.read_f32(&mut values)?;
+                    stored.read_f32(&mut values)?;
                     t.slice_mut::<f64>().iter_mut().zip(values).for_each(|(t, x)| *t = f64::from(x));
                 }
             }
             self.merge(module, kind, &mut t)?;
         }
         t.moved_to(self.device).map(Weight::Frozen)
+    }
+
+    /// Blocks stay as they are: mapped on the CPU, copied to where kernels read them.
+    fn quantised(&self, blocks: &Blocks) -> Result<Weight> {
+        Ok(Weight::Ggml(blocks.clone()))
     }
 
     /// Ones for a norm, else a normal distribution as transformers initialises.
@@ -385,7 +449,7 @@ impl Builder<'_> {
     fn entry(&mut self, name: String, shape: &[usize], decay: bool, from: Init) -> usize {
         let offset = self.entries.last().map_or(0, |e| e.range().end);
         let (rows, cols) = if let [r, c] = *shape { (r, c) } else { (1, shape.iter().product()) };
-        self.entries.push(Entry { name, offset, rows, cols, shape: shape.to_vec(), decay });
+        self.entries.push(Entry { name, offset, rows, cols, shape: shape.to_vec(), decay, turned: false });
         self.init.push(from);
         self.entries.len() - 1
     }
@@ -396,13 +460,13 @@ fn first_values(
     index: usize,
     from: &Init,
     o: &Options,
-    checkpoint: Option<&Checkpoint>,
+    (spec, base): (&Spec, Option<&Base>),
     adapters: &[AdapterFile],
 ) -> Result<Vec<f32>> {
     let n = e.rows * e.cols;
     let stream = Stream { seed: o.seed, step: 0, module: index as u32 };
     let mut values = vec![0.0f32; n];
-    match (from, checkpoint) {
+    match (from, base) {
         (Init::Zero, _) => {}
         (Init::KaimingUniform { fan_in }, _) => {
             let bound = 1.0 / (*fan_in as f64).sqrt();
@@ -411,18 +475,33 @@ fn first_values(
             }
         }
         (Init::Adapter(i, name), _) => adapters[*i].tensors.expect(name, &e.shape)?.read_f32(&mut values)?,
-        (Init::Checkpoint(name), Some(c)) => c.expect(name, &e.shape)?.read_f32(&mut values)?,
-        (Init::Checkpoint(_), None) if e.name.ends_with("norm.weight") || e.name.ends_with("layernorm.weight") => {
-            values.fill(1.0);
-        }
-        (Init::Checkpoint(_), None) if e.name.ends_with(".bias") => {}
-        (Init::Checkpoint(_), None) => {
+        (Init::Base(name), Some(base)) => base.read(spec, name, &e.shape, false, true)?.read_f32(&mut values)?,
+        (Init::Base(_), None) if e.name.ends_with(".bias") => {}
+        // A norm's scales.
+        (Init::Base(_), None) if e.shape.len() == 1 => values.fill(1.0),
+        (Init::Base(_), None) => {
             for (i, x) in values.iter_mut().enumerate() {
                 *x = (f64::from(normal(stream, i as u64)) * INITIALIZER_RANGE) as f32;
             }
         }
     }
     Ok(values)
+}
+
+/// What cannot be done with a GGUF file.
+fn check_gguf(o: &Options) -> Result<()> {
+    if o.nf4.is_some() {
+        let why = "is asked for, but a GGUF file has its own quantisation, which is used as it is: leave the key out";
+        return Err(Error::config("quantization_bit", why));
+    }
+    if o.method.finetuning_type != FinetuningType::Lora {
+        return Err(Error::config("finetuning_type", "must be lora: the weights of a GGUF file stay as they are"));
+    }
+    if !o.method.additional_target.is_empty() {
+        let why = "is not supported with a GGUF file: an adapter for one holds no whole modules";
+        return Err(Error::config("additional_target", why));
+    }
+    Ok(())
 }
 
 /// Whether `module` is called `name`, or ends with it as a path.
@@ -433,10 +512,4 @@ fn matches_module(module: &str, name: &str) -> bool {
 /// `lm_head.weight` -> `lm_head`.
 fn module_of(tensor: &str) -> &str {
     tensor.rsplit_once('.').map_or(tensor, |(module, _)| module)
-}
-
-/// `model.layers.3.mlp.up_proj` -> (3, `mlp.up_proj`).
-fn layer_and_part(module: &str) -> Option<(usize, &str)> {
-    let (index, part) = module.strip_prefix("model.layers.")?.split_once('.')?;
-    Some((index.parse().ok()?, part))
 }

@@ -1,18 +1,28 @@
 //! Decoder-only language models: a family as data ([`Spec`]) on one [`block`], with adapters, loaded and run.
 
+mod attached;
+mod base;
 mod block;
+mod cache;
+mod cached;
 mod decoder;
 pub mod families;
 mod input;
 mod load;
+mod mlp;
+mod names;
+mod norm;
 mod params;
 mod policy;
+mod qkv;
 mod spec;
 mod weights;
 
+pub use cache::{Cache, PAGE, Sequence};
 pub use decoder::{Model, Pass};
 pub use input::{Input, Shape};
 pub use load::{Options, load};
+pub use names::{MlpLayers, Names, QkvLayers};
 pub use params::{Entry, Params};
 pub use policy::{Policies, Policy};
-pub use spec::{Rope, Spec};
+pub use spec::{NormKind, Position, Rope, Spec};

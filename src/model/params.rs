@@ -20,12 +20,24 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Whether weight decay applies: not to norms and biases.
     pub decay: bool,
+    /// Saved transposed: `shape` is (cols, rows).
+    pub turned: bool,
 }
 
 impl Entry {
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.rows * self.cols
     }
+
+    /// Its `values` in the order in which they are saved.
+    pub fn as_saved<T: Copy>(&self, values: Vec<T>) -> Vec<T> {
+        if self.turned { transposed(&values, self.rows, self.cols) } else { values }
+    }
+}
+
+/// A (rows, cols) matrix -> (cols, rows).
+fn transposed<T: Copy>(values: &[T], rows: usize, cols: usize) -> Vec<T> {
+    (0..cols).flat_map(|c| (0..rows).map(move |r| values[r * cols + c])).collect()
 }
 
 /// All trained parameters.
@@ -111,23 +123,27 @@ impl Params {
         Ok(())
     }
 
-    /// The values of entry `i` as f32.
+    /// The values of entry `i` as f32, as they are saved.
     pub fn values(&self, i: usize) -> Vec<f32> {
-        let range = self.entries[i].range();
-        by_dtype!(self.master.dtype(), T => {
+        let e = &self.entries[i];
+        let range = e.range();
+        e.as_saved(by_dtype!(self.master.dtype(), T => {
             self.master.read::<T>(range.start, range.len()).iter().map(|x| x.acc().f64() as f32).collect()
-        })
+        }))
     }
 
-    /// Sets the values of entry `i`; call [`Params::refresh`] afterwards.
+    /// Sets the values of entry `i`, given as they are saved; call [`Params::refresh`] afterwards.
     ///
     /// # Errors
     /// [`Error::Shape`] unless there are as many as the entry has.
     pub fn set(&mut self, i: usize, values: &[f32]) -> Result<()> {
-        let range = self.entries[i].range();
+        let e = &self.entries[i];
+        let range = e.range();
         if range.len() != values.len() {
-            return Err(Error::shape("parameter", format!("{} values for {}", values.len(), self.entries[i].name)));
+            return Err(Error::shape("parameter", format!("{} values for {}", values.len(), e.name)));
         }
+        let turned = if e.turned { transposed(values, e.cols, e.rows) } else { Vec::new() };
+        let values = if e.turned { &turned } else { values };
         by_dtype!(self.master.dtype(), T => {
             let values: Vec<T> = values.iter().map(|&x| T::narrow(<T as Float>::Acc::of(f64::from(x)))).collect();
             self.master.write(range.start, &values);

@@ -1,9 +1,11 @@
 //! A model's weights: frozen or trained, dense or NF4, and the layers made of them.
 
+use super::attached::Attached;
 use super::params::Params;
 use crate::ops::Slot;
 use crate::ops::linear::{self, Linear, Matrix};
 use crate::ops::philox::Stream;
+use crate::quant::ggml::Blocks;
 use crate::quant::{Absmax, DeviceNf4, Nf4};
 use crate::tensor::Tensor;
 
@@ -11,6 +13,8 @@ use crate::tensor::Tensor;
 pub(super) enum Weight {
     Frozen(Tensor),
     Nf4(Nf4),
+    /// In the blocks of a GGUF file.
+    Ggml(Blocks),
     /// The same in the memory of a device that runs kernels.
     DeviceNf4(Box<DeviceNf4>),
     /// Index of its entry in [`Params`].
@@ -29,7 +33,7 @@ impl Weight {
         match self {
             Weight::Frozen(t) => Some(Slot::whole(t)),
             Weight::Trained(i) => Some(params.slot(*i)),
-            Weight::Nf4(_) | Weight::DeviceNf4(_) | Weight::Planned { .. } => None,
+            Weight::Nf4(_) | Weight::Ggml(_) | Weight::DeviceNf4(_) | Weight::Planned { .. } => None,
         }
     }
 
@@ -38,6 +42,7 @@ impl Weight {
             Weight::Frozen(t) => Matrix::Dense(Slot::whole(t)),
             Weight::Trained(i) => Matrix::Dense(params.slot(*i)),
             Weight::Nf4(q) => Matrix::Nf4(q),
+            Weight::Ggml(q) => Matrix::Ggml(q),
             Weight::DeviceNf4(q) => Matrix::DeviceNf4(q),
             Weight::Planned { out, inn, .. } => Matrix::Planned(*out, *inn),
         }
@@ -48,6 +53,7 @@ impl Weight {
         match self {
             Weight::Frozen(t) => (t.bytes() as u64, 0),
             Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. }))),
+            Weight::Ggml(q) => (0, q.bytes().len() as u64),
             Weight::DeviceNf4(q) => (0, q.bytes() as u64),
             Weight::Planned { out, inn, double } => (0, Nf4::bytes(*out, *inn, *double)),
             Weight::Trained(_) => (0, 0),
@@ -62,9 +68,17 @@ impl Weight {
 /// A vector that is never quantised: a norm's weight.
 pub(super) struct Vector(pub Weight);
 
+/// Where a pass finds what is not frozen: the model's own parameters; and of the attached adapters the one that takes the
+/// place of the model's own.
+#[derive(Clone, Copy)]
+pub(super) struct Values<'a> {
+    pub own: &'a Params,
+    pub attached: Option<(usize, &'a Attached)>,
+}
+
 impl Vector {
-    pub(super) fn slot<'a>(&'a self, params: &'a Params) -> Slot<'a> {
-        match self.0.slot(params) {
+    pub(super) fn slot<'a>(&'a self, values: Values<'a>) -> Slot<'a> {
+        match self.0.slot(values.own) {
             Some(s) => s,
             None => unreachable!("only matrices of linear layers are quantised"),
         }
@@ -82,9 +96,15 @@ pub(super) struct Adapter {
 
 /// A linear layer and its adapter.
 pub(super) struct Layer {
+    /// Its path in the checkpoint: `model.layers.0.mlp.up_proj`.
+    pub module: String,
+    pub out: usize,
+    pub inn: usize,
     pub w: Weight,
     pub bias: Option<Weight>,
     pub lora: Option<Adapter>,
+    /// Of each attached adapter, where it has one for this layer.
+    pub attached: Vec<Option<Adapter>>,
 }
 
 /// Dropout of the adapters in a training pass: probability, seed, micro-batch counter.
@@ -96,11 +116,15 @@ pub struct Dropout {
 }
 
 impl Layer {
-    pub(super) fn linear<'a>(&'a self, params: &'a Params, dropout: Option<Dropout>) -> Linear<'a> {
+    pub(super) fn linear<'a>(&'a self, values: Values<'a>, dropout: Option<Dropout>) -> Linear<'a> {
+        let (lora, params) = match values.attached {
+            Some((i, attached)) => (self.attached.get(i).and_then(Option::as_ref), &attached.params),
+            None => (self.lora.as_ref(), values.own),
+        };
         Linear {
-            w: self.w.matrix(params),
-            bias: self.bias.as_ref().and_then(|b| b.slot(params)),
-            lora: self.lora.as_ref().map(|l| linear::Lora {
+            w: self.w.matrix(values.own),
+            bias: self.bias.as_ref().and_then(|b| b.slot(values.own)),
+            lora: lora.map(|l| linear::Lora {
                 a: params.slot(l.a),
                 b: params.slot(l.b),
                 scale: l.scale,

@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod columns;
 pub mod embedding;
 pub mod gelu;
 pub mod grad_norm;

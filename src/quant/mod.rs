@@ -2,6 +2,7 @@
 
 mod device_nf4;
 pub mod dynamic8;
+pub mod ggml;
 pub mod nf4;
 
 pub use device_nf4::{Code2, DeviceNf4};

@@ -34,8 +34,8 @@ pub fn write(dir: &Path, config: &Config, inputs: &Inputs, model: &Model) -> Res
 
 fn write_adapter(dir: &Path, config: &Config, inputs: &Inputs, model: &Model) -> Result<()> {
     let entries = &model.params.entries;
-    let mut modules: Vec<String> = Vec::new();
-    let mut saved: Vec<String> = Vec::new();
+    let mut modules: Vec<&str> = Vec::new();
+    let mut saved: Vec<&str> = Vec::new();
     let mut tensors = Vec::new();
     let values: Vec<Vec<f32>> = (0..entries.len()).map(|i| model.params.values(i)).collect();
     for (e, values) in entries.iter().zip(&values) {
@@ -48,12 +48,12 @@ fn write_adapter(dir: &Path, config: &Config, inputs: &Inputs, model: &Model) ->
                 (&mut saved, module, adapter::tensor_name(&e.name, Part::Saved))
             }
         };
-        let last = name.rsplit('.').next().unwrap_or(name).to_string();
-        if !list.contains(&last) {
-            list.push(last);
+        if !list.contains(&name) {
+            list.push(name);
         }
         tensors.push((tensor, e.shape.clone(), values.as_slice()));
     }
+    let names = |modules: &[&str]| model.spec.names.targets(modules).into_iter().map(String::from).collect();
     let t = &config.tune;
     let from = config.model.adapter_name_or_path.last().filter(|_| !t.create_new_adapter);
     let mut file = match from {
@@ -62,8 +62,9 @@ fn write_adapter(dir: &Path, config: &Config, inputs: &Inputs, model: &Model) ->
         None => AdapterConfig {
             lora_dropout: t.lora_dropout,
             use_rslora: t.use_rslora,
-            modules_to_save: saved,
-            ..AdapterConfig::new(t.lora_rank, t.lora_alpha, modules)
+            modules_to_save: names(&saved),
+            fan_in_fan_out: model.spec.transposed,
+            ..AdapterConfig::new(t.lora_rank, t.lora_alpha, names(&modules))
         },
     };
     file.base_model_name_or_path = Some(config.model.model_name_or_path.clone());

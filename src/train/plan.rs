@@ -1,12 +1,12 @@
 //! The dry run before step 1: the same model code, on a device that only writes down sizes and lifetimes, gives every
 //! byte that training will need and a fixed place for each tensor of a step.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::engine::policy;
 use super::target::Target;
-use crate::config::{Config, FinetuningType};
+use crate::config::{Config, FinetuningType, NOTHING_TRAINED};
 use crate::data::Batch;
 use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
@@ -136,6 +136,11 @@ pub fn options<'a>(config: &'a Config, max_positions: usize, target: &Target) ->
         seed: config.train.seed,
         threads: target.threads(),
     }
+}
+
+/// How a model is loaded that is only used, with `merged` merged into it and sequences of up to `positions` tokens.
+pub fn use_options<'a>(config: &'a Config, merged: &'a [PathBuf], positions: usize, target: &Target) -> Options<'a> {
+    Options { method: &NOTHING_TRAINED, adapters: merged, ..options(config, positions, target) }
 }
 
 /// Plans a run of the model in `folder` whose largest training and evaluation batches are given. On a GPU as much is kept

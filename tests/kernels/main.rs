@@ -5,6 +5,7 @@ mod attention;
 mod embedding;
 mod gelu;
 mod grad_norm;
+mod kv_write;
 mod layer_norm;
 mod linear;
 mod linear_cross_entropy;

@@ -8,7 +8,9 @@
 
 use super::avx512bf16::put_lines;
 use super::drive::{Family, Tile};
-use super::x86;
+use super::few::Few;
+use super::pack::{Elem, Simd};
+use super::{View, x86};
 use half::bf16;
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -44,6 +46,7 @@ fn ask() -> bool {
 }
 
 /// The operand of `ldtilecfg`: palette 1, all eight tiles 16 rows of 64 bytes.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct TileConfig {
     palette: u8,
@@ -68,10 +71,14 @@ impl Family for Amx {
     const KC: usize = KC;
     const K_STEP: usize = 32;
     const A_STRIDE: usize = A_STRIDE;
-    const AVX512: bool = true;
+    const SIMD: Simd = Simd::Avx512Bf16;
     const PIECE: usize = 2048;
     const B_BYTES: usize = 768 << 10;
     const MACS_PER_CYCLE: usize = 300;
+    const FEW: usize = 16;
+    const LINES: usize = 32;
+    const FEW_BY_LINE: bool = true;
+    const FEW_ANY_ALPHA: bool = false;
 
     unsafe fn begin() {
         // SAFETY: AMX is permitted; the operand is a valid configuration. Compiled code uses no tile registers.
@@ -86,6 +93,34 @@ impl Family for Amx {
     unsafe fn tile(t: &Tile<bf16>) {
         // SAFETY: the same contract.
         unsafe { tile(t) }
+    }
+
+    unsafe fn begin_few(rows: usize) {
+        let mut config = CONFIG;
+        for tile in [0, 1, 6] {
+            config.bytes_per_row[tile] = 4 * rows as u16;
+        }
+        // SAFETY: as `begin`; 4 to 64 bytes a row.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly, preserves_flags)) }
+    }
+
+    unsafe fn few(t: &Few<bf16>) {
+        // SAFETY: the same contract.
+        unsafe { few(t) }
+    }
+
+    /// The pairs of k of all rows side by side, as the second operand of `tdpbf16ps`.
+    unsafe fn pack_few(a: &View<'_>, rows: usize, k0: usize, kc: usize, out: *mut bf16) {
+        let mut line = [bf16::ZERO; KC];
+        let kp = kc.next_multiple_of(Self::K_STEP);
+        for i in 0..rows {
+            line[kc..].fill(bf16::ZERO);
+            bf16::fetch(&a.src, (i * a.row_stride) + k0 * a.col_stride, a.col_stride, &mut line[..kc], Self::SIMD);
+            for (p, pair) in line[..kp].chunks_exact(2).enumerate() {
+                // SAFETY: rows * kp <= FEW * A_STRIDE elements.
+                unsafe { out.add(2 * (p * rows + i)).cast::<[bf16; 2]>().write([pair[0], pair[1]]) };
+            }
+        }
     }
 
     unsafe fn put_rows(rows: [*const bf16; 2], n: usize, width: usize, out: *mut bf16) {
@@ -298,5 +333,56 @@ unsafe fn multiply(t: &Tile<bf16>, c: *mut f32, ldc: usize, accumulate: bool) {
             asm!("tilestored [{c} + {cs}], tmm0", c = in(reg) c, cs = in(reg) c_stride,
                 options(nostack, preserves_flags));
         },
+    }
+}
+
+/// For few rows of A the operands change places: the lines of W, as they lie, are the first one, A (packed by pairs) the
+/// second, and C comes out transposed. Each element is the same sum: only the factors of each product have changed places.
+///
+/// # Safety
+/// As [`Family::few`].
+unsafe fn few(t: &Few<bf16>) {
+    let (lines_low, sums_low) = (t.lines.wrapping_add(16 * t.stride), t.sums.wrapping_add(16 * t.rows));
+    let row = 4 * t.rows;
+    // SAFETY (all three): 32 lines of kc = 32 `steps` elements, as many rows of A, 32 rows of sums; the tiles are
+    // configured: 16 rows, of 4 * rows bytes (0, 1, 6) or 64 (4, 5). Prefetches cannot fault.
+    unsafe {
+        if t.accumulate {
+            asm!("tileloadd tmm0, [{c} + {cs}]", "tileloadd tmm1, [{cl} + {cs}]",
+                c = in(reg) t.sums, cl = in(reg) sums_low, cs = in(reg) row,
+                out("tmm0") _, out("tmm1") _, options(nostack, readonly, preserves_flags));
+        } else {
+            asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _,
+                options(nostack, nomem, preserves_flags));
+        }
+        asm!(
+            "2:",
+            "tileloadd tmm6, [{a} + {sa}]",
+            "tileloadd tmm4, [{w} + {sw}]",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tileloadd tmm5, [{wl} + {sw}]",
+            "tdpbf16ps tmm1, tmm5, tmm6",
+            "mov {q}, {p}",
+            "mov {i:e}, 8",
+            "3:",
+            "prefetcht1 [{q}]", "prefetcht1 [{q} + 64]", "prefetcht1 [{q} + 128]", "prefetcht1 [{q} + 192]",
+            "add {q}, {sp}",
+            "dec {i:e}",
+            "jnz 3b",
+            "add {a}, {step}",
+            "add {w}, 64",
+            "add {wl}, 64",
+            "add {p}, 256",
+            "dec {n}",
+            "jnz 2b",
+            a = inout(reg) t.a => _, w = inout(reg) t.lines => _, wl = inout(reg) lines_low => _,
+            p = inout(reg) t.ahead => _, n = inout(reg) t.kc / 32 => _, i = out(reg) _,
+            q = out(reg) _, sp = in(reg) t.ahead_stride,
+            sa = in(reg) row, sw = in(reg) 2 * t.stride, step = in(reg) 16 * row,
+            out("tmm0") _, out("tmm1") _, out("tmm4") _, out("tmm5") _, out("tmm6") _,
+            options(nostack, readonly)
+        );
+        asm!("tilestored [{c} + {cs}], tmm0", "tilestored [{cl} + {cs}], tmm1",
+            c = in(reg) t.sums, cl = in(reg) sums_low, cs = in(reg) row, options(nostack, preserves_flags));
     }
 }

@@ -1,6 +1,8 @@
 //! AVX-512 kernel: f32, 14 x 32 tiles (28 of 32 registers hold sums).
 
 use super::drive::{Family, Tile};
+use super::few::Few;
+use super::pack::Simd;
 use super::x86;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -22,6 +24,17 @@ macro_rules! by_size {
 }
 pub(super) use by_size;
 
+/// `match` over the number of rows alone.
+macro_rules! by_rows {
+    ($few:ident, $t:expr, [$($r:literal)*]) => {
+        match $t.rows {
+            $($r => $few::<$r>($t),)*
+            _ => unreachable!("more rows than FEW"),
+        }
+    };
+}
+pub(super) use by_rows;
+
 impl Family for Avx512 {
     type Elem = f32;
     const MR: usize = MR;
@@ -29,14 +42,21 @@ impl Family for Avx512 {
     const KC: usize = KC;
     const K_STEP: usize = 1;
     const A_STRIDE: usize = A_STRIDE;
-    const AVX512: bool = true;
+    const SIMD: Simd = Simd::Avx512;
     const PIECE: usize = 512;
     const B_BYTES: usize = 768 << 10;
     const MACS_PER_CYCLE: usize = 28;
+    const FEW: usize = 8;
+    const LINES: usize = 16;
 
     unsafe fn tile(t: &Tile<f32>) {
         // SAFETY: the same contract.
         unsafe { by_size!(tile, t, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]) }
+    }
+
+    unsafe fn few(t: &Few<f32>) {
+        // SAFETY: the same contract.
+        unsafe { by_rows!(few, t, [1 2 3 4 5 6 7 8]) }
     }
 
     unsafe fn put_rows(rows: [*const f32; 2], n: usize, width: usize, out: *mut f32) {
@@ -132,6 +152,62 @@ pub(super) unsafe fn store<T, const R: usize, const V: usize>(t: &Tile<T>, acc: 
                 };
                 _mm512_mask_storeu_ps(c, m, r);
             }
+        }
+    }
+}
+
+/// R rows, 16 lines: 16 k of each line are transposed in registers and multiplied.
+///
+/// # Safety
+/// As [`Family::few`]; t.rows == R.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn few<const R: usize>(t: &Few<f32>) {
+    let mut acc = [_mm512_setzero_ps(); R];
+    let (mut a, mut lines, mut ahead) = (t.a, t.lines.cast::<u8>(), t.ahead);
+    for k in (0..t.kc).step_by(16) {
+        let n = (t.kc - k).min(16);
+        // SAFETY: n elements of each of 16 lines and of each row of A.
+        unsafe {
+            let y = x86::transpose16(x86::load16(lines, 4 * t.stride, 2 * n));
+            x86::fetch(ahead, t.ahead_stride);
+            for e in 0..16 {
+                if e < n {
+                    for i in 0..R {
+                        acc[i] = _mm512_fmadd_ps(
+                            _mm512_set1_ps(*a.add(i * A_STRIDE + e)),
+                            _mm512_castsi512_ps(y[e]),
+                            acc[i],
+                        );
+                    }
+                }
+            }
+            a = a.wrapping_add(16);
+            lines = lines.wrapping_add(64);
+            ahead = ahead.wrapping_add(128);
+        }
+    }
+    // SAFETY: R rows of sums.
+    unsafe { add_few(t, &acc) }
+}
+
+/// The sums of a group get alpha * acc, added to what is there if asked.
+///
+/// # Safety
+/// As [`Family::few`]; R rows.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn add_few<T, const R: usize>(t: &Few<T>, acc: &[__m512; R]) {
+    let alpha = _mm512_set1_ps(t.alpha);
+    for i in 0..R {
+        // SAFETY: row i of the sums, 16 of them.
+        unsafe {
+            let c = t.sums.add(16 * i);
+            let r = if t.accumulate {
+                _mm512_fmadd_ps(alpha, acc[i], _mm512_loadu_ps(c))
+            } else {
+                _mm512_mul_ps(alpha, acc[i])
+            };
+            _mm512_storeu_ps(c, r);
         }
     }
 }

@@ -3,8 +3,10 @@
 //! `vdpbf16ps` adds the two products of a pair of k one after the other to the sum, each step rounded once to f32;
 //! subnormal inputs and results count as zero.
 
-use super::avx512::{by_size, fetch_c, store};
+use super::avx512::{add_few, by_rows, by_size, fetch_c, store};
 use super::drive::{Family, Tile};
+use super::few::Few;
+use super::pack::Simd;
 use super::x86;
 use half::bf16;
 use std::arch::x86_64::*;
@@ -22,14 +24,21 @@ impl Family for Avx512Bf16 {
     const KC: usize = KC;
     const K_STEP: usize = 2;
     const A_STRIDE: usize = A_STRIDE;
-    const AVX512: bool = true;
+    const SIMD: Simd = Simd::Avx512Bf16;
     const PIECE: usize = 1024;
     const B_BYTES: usize = 768 << 10;
     const MACS_PER_CYCLE: usize = 50;
+    const FEW: usize = 8;
+    const LINES: usize = 16;
 
     unsafe fn tile(t: &Tile<bf16>) {
         // SAFETY: the same contract.
         unsafe { by_size!(tile, t, [1 2 3 4 5 6 7 8 9 10 11 12 13 14]) }
+    }
+
+    unsafe fn few(t: &Few<bf16>) {
+        // SAFETY: the same contract.
+        unsafe { by_rows!(few, t, [1 2 3 4 5 6 7 8]) }
     }
 
     unsafe fn put_rows(rows: [*const bf16; 2], n: usize, width: usize, out: *mut bf16) {
@@ -97,4 +106,36 @@ unsafe fn tile<const R: usize, const V: usize>(t: &Tile<bf16>) {
     }
     // SAFETY: R rows of C.
     unsafe { store(t, &acc) }
+}
+
+/// R rows, 16 lines: 16 pairs of k of each line are transposed in registers and multiplied.
+///
+/// # Safety
+/// As [`Family::few`]; t.rows == R.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn few<const R: usize>(t: &Few<bf16>) {
+    let mut acc = [_mm512_setzero_ps(); R];
+    let (mut a, mut lines, mut ahead) = (t.a, t.lines.cast::<u8>(), t.ahead);
+    for k in (0..t.kc).step_by(32) {
+        let n = (t.kc - k).min(32);
+        // SAFETY: n elements (whole pairs) of each of 16 lines and of each row of A, whose pairs are aligned.
+        unsafe {
+            let y = x86::transpose16(x86::load16(lines, 2 * t.stride, n));
+            x86::fetch(ahead, t.ahead_stride);
+            for e in 0..16 {
+                if 2 * e < n {
+                    let y = std::mem::transmute::<__m512i, __m512bh>(y[e]);
+                    for i in 0..R {
+                        let x = _mm512_set1_epi32(*a.add(i * A_STRIDE + 2 * e).cast::<i32>());
+                        acc[i] = _mm512_dpbf16_ps(acc[i], std::mem::transmute::<__m512i, __m512bh>(x), y);
+                    }
+                }
+            }
+            a = a.wrapping_add(32);
+            lines = lines.wrapping_add(64);
+            ahead = ahead.wrapping_add(128);
+        }
+    }
+    // SAFETY: R rows of sums.
+    unsafe { add_few(t, &acc) }
 }

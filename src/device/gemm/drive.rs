@@ -2,8 +2,10 @@
 //!
 //! A task owns a rectangle of C. For each long piece of K (mostly all of it) it packs its columns of B; then for each
 //! micro-panel of rows, for each block of K, it packs the panel of A and calls the micro-kernel once per B panel.
+//! Products with few rows take another way: `few`.
 
-use super::pack::{self, Elem};
+use super::few::{self, Few};
+use super::pack::{self, Elem, Simd};
 use super::scratch::{self, Scratch};
 use super::{Dst, DstView, View};
 use crate::device::pool::Pool;
@@ -32,7 +34,7 @@ pub(super) struct Tile<T> {
 }
 
 /// A micro-kernel with its packing steps. The unsafe functions need the instruction set and what they say.
-pub(super) trait Family {
+pub(super) trait Family: Sized {
     /// What the packed panels hold.
     type Elem: Elem;
     /// Most rows of a tile.
@@ -46,8 +48,8 @@ pub(super) trait Family {
     /// Elements from one row of a packed A panel to the next. An odd number of cache lines, so that the rows fall into
     /// different cache sets.
     const A_STRIDE: usize;
-    /// May the packing use AVX-512?
-    const AVX512: bool;
+    /// What the packing may use.
+    const SIMD: Simd;
     /// Longest piece of K whose B is packed at a time. Longer: C is touched less often; shorter: more columns fit, and
     /// A is packed less often. Measured.
     const PIECE: usize;
@@ -55,6 +57,15 @@ pub(super) trait Family {
     const B_BYTES: usize;
     /// Rough speed, to cut C into tasks: multiply-adds a cycle.
     const MACS_PER_CYCLE: usize;
+
+    /// Most rows of a product that `few` can do.
+    const FEW: usize;
+    /// Lines of W that `few` takes at a time, at most 32.
+    const LINES: usize;
+    /// Does `few` keep its sums line by line (or row by row)?
+    const FEW_BY_LINE: bool = false;
+    /// Has `few` the bits of `tile` for any alpha (or for 1 only)?
+    const FEW_ANY_ALPHA: bool = true;
 
     /// Before and after a thread calls `tile`.
     ///
@@ -70,6 +81,27 @@ pub(super) trait Family {
     /// # Safety
     /// The panels are packed as `pack` says, C is writable (and readable if `accumulate`), `begin` was called.
     unsafe fn tile(t: &Tile<Self::Elem>);
+
+    /// Before a thread calls `few` for products of that many rows; `end` comes after.
+    ///
+    /// # Safety
+    /// Needs the instruction set.
+    unsafe fn begin_few(_rows: usize) {}
+
+    /// The micro-kernel for few rows: see [`Few`]. An element has the bits that `tile` gives it.
+    ///
+    /// # Safety
+    /// What `Few` says is there; `begin_few` was called.
+    unsafe fn few(t: &Few<Self::Elem>);
+
+    /// A[0 .. rows, k0 .. k0 + kc] as `few` reads it, zeros to round_up(kc, K_STEP); kc <= KC, rows <= FEW.
+    ///
+    /// # Safety
+    /// The view was checked; FEW * A_STRIDE elements writable at `out`.
+    unsafe fn pack_few(a: &View<'_>, rows: usize, k0: usize, kc: usize, out: *mut Self::Elem) {
+        // SAFETY: the same contract (rows <= FEW rows of A_STRIDE).
+        unsafe { pack::pack_a::<Self>(a, 0, rows, k0, kc, out) }
+    }
 
     /// `PAIR` rows (null: zeros) of n elements side by side, zeros from n to `width`.
     ///
@@ -124,10 +156,41 @@ pub(super) struct Args<'a, 'c> {
     pub(super) c: &'a mut DstView<'c>,
 }
 
+/// Where the result goes.
 #[derive(Clone, Copy)]
-enum Out {
+pub(super) enum Out {
     F32(*mut f32),
     Bf16(*mut bf16),
+}
+
+impl Out {
+    /// Element `at`.
+    ///
+    /// # Safety
+    /// It is readable.
+    pub(super) unsafe fn get(self, at: usize) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self {
+                Out::F32(p) => *p.add(at),
+                Out::Bf16(p) => (*p.add(at)).to_f32(),
+            }
+        }
+    }
+
+    /// Writes `values` to elements `at` on.
+    ///
+    /// # Safety
+    /// They are writable, and nobody else's.
+    pub(super) unsafe fn put<F: Family>(self, at: usize, values: &[f32]) {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self {
+                Out::F32(p) => std::slice::from_raw_parts_mut(p.add(at), values.len()).copy_from_slice(values),
+                Out::Bf16(p) => F::round(values, std::slice::from_raw_parts_mut(p.add(at), values.len())),
+            }
+        }
+    }
 }
 
 /// What all tasks share.
@@ -147,20 +210,23 @@ unsafe impl Sync for Job<'_> {}
 
 /// Computes the product with family F, whose instruction set the machine has.
 pub(super) fn run<F: Family>(args: Args<'_, '_>) {
-    let Args { pool, alpha, a, b, accumulate, c } = args;
-    let (m, n, k) = (c.rows, c.cols, a.cols);
+    let (m, n, k) = (args.c.rows, args.c.cols, args.a.cols);
     if k == 0 {
-        if !accumulate {
-            clear(c);
+        if !args.accumulate {
+            clear(args.c);
         }
         return;
     }
-    let ldc = c.row_stride;
-    let out = match &mut c.dst {
+    let out = match &mut args.c.dst {
         Dst::F32(x) => Out::F32(x.as_mut_ptr()),
         Dst::Bf16(x) => Out::Bf16(x.as_mut_ptr()),
         Dst::F64(_) => unreachable!("f64 has its own path"),
     };
+    if few::fits::<F>(m, args.alpha, args.b) {
+        return few::run::<F>(args, out);
+    }
+    let Args { pool, alpha, a, b, accumulate, c } = args;
+    let ldc = c.row_stride;
     let piece = k.min(F::PIECE).next_multiple_of(F::KC);
     let job = Job { alpha, a, b, accumulate, out, ldc, piece };
     let cut = Cut::new::<F>(pool.map_or(1, Pool::threads), m, n, k);

@@ -30,6 +30,7 @@ mod avx512;
 mod avx512bf16;
 mod drive;
 mod f64;
+mod few;
 mod isa;
 mod nf4;
 mod pack;

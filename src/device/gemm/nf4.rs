@@ -7,6 +7,7 @@
 //! fused), and the value to bf16 where `round_bf16` says. A block has 16 possible values, so they are computed once
 //! and looked up: the same bits as element by element.
 
+use super::pack::Simd;
 use half::bf16;
 
 /// Elements that share one absmax.
@@ -82,8 +83,8 @@ impl Nf4Ref<'_> {
         if self.round_bf16 { bf16::from_f32(v).to_f32() } else { v }
     }
 
-    /// Expands elements start.. into `out`, each value through `make`; `simd` says whether AVX-512 may be used.
-    pub(super) fn expand<T: Expand>(&self, start: usize, out: &mut [T], simd: bool) {
+    /// Expands elements start.. into `out`, with what `simd` says may be used.
+    pub(super) fn expand<T: Expand>(&self, start: usize, out: &mut [T], simd: Simd) {
         let mut done = 0;
         while done < out.len() {
             let e = start + done;
@@ -91,10 +92,17 @@ impl Nf4Ref<'_> {
             let n = (NF4_BLOCK - e % NF4_BLOCK).min(out.len() - done);
             let part = &mut out[done..done + n];
             #[cfg(target_arch = "x86_64")]
-            if simd && n == NF4_BLOCK {
+            if simd >= Simd::Avx2 && n == NF4_BLOCK {
                 let bytes = &self.packed[e / 2..e / 2 + NF4_BLOCK / 2];
-                // SAFETY: `simd` is set by the AVX-512 families only; 32 bytes in, 64 elements out.
-                unsafe { T::block(self.code, self.absmax(block), self.round_bf16, bytes.as_ptr(), part.as_mut_ptr()) };
+                let (bytes, out, absmax) = (bytes.as_ptr(), part.as_mut_ptr(), self.absmax(block));
+                // SAFETY: the families that say so have AVX2 or AVX-512; 32 bytes in, 64 elements out.
+                unsafe {
+                    if simd == Simd::Avx2 {
+                        T::block_avx2(&self.table(block), bytes, out);
+                    } else {
+                        T::block(self.code, absmax, self.round_bf16, bytes, out);
+                    }
+                }
                 done += n;
                 continue;
             }
@@ -117,6 +125,12 @@ pub(super) trait Expand: Copy {
     /// Needs AVX-512 F, BW; reads 32 bytes, writes 64 elements.
     #[cfg(target_arch = "x86_64")]
     unsafe fn block(code: &[f32; 16], absmax: f32, round_bf16: bool, bytes: *const u8, out: *mut Self);
+    /// The same from the block's values.
+    ///
+    /// # Safety
+    /// Needs AVX2; reads 32 bytes, writes 64 elements.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn block_avx2(table: &[f32; 16], bytes: *const u8, out: *mut Self);
 }
 
 impl Expand for f32 {
@@ -128,6 +142,11 @@ impl Expand for f32 {
         // SAFETY: the caller's contract.
         unsafe { super::x86::nf4_block_f32(code, absmax, round_bf16, bytes, out) }
     }
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn block_avx2(table: &[f32; 16], bytes: *const u8, out: *mut f32) {
+        // SAFETY: the caller's contract.
+        unsafe { super::avx2::nf4_block(table, bytes, out) }
+    }
 }
 
 impl Expand for bf16 {
@@ -138,5 +157,9 @@ impl Expand for bf16 {
     unsafe fn block(code: &[f32; 16], absmax: f32, _round_bf16: bool, bytes: *const u8, out: *mut bf16) {
         // SAFETY: the caller's contract.
         unsafe { super::x86::nf4_block_bf16(code, absmax, bytes, out) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn block_avx2(_: &[f32; 16], _: *const u8, _: *mut bf16) {
+        unreachable!("AVX2 kernels read f32");
     }
 }

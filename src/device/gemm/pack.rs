@@ -9,7 +9,19 @@
 use super::drive::Family;
 use super::nf4::Expand;
 use super::{Src, View};
+use crate::device::simd::wide;
 use half::bf16;
+
+/// What the packing steps may use.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Simd {
+    Plain,
+    Avx2,
+    /// AVX-512 F, BW, DQ, VL.
+    Avx512,
+    /// And its bf16 conversions.
+    Avx512Bf16,
+}
 
 /// A number type that kernels read.
 pub(super) trait Elem: Copy + Default + Expand + 'static {
@@ -18,7 +30,7 @@ pub(super) trait Elem: Copy + Default + Expand + 'static {
     /// The elements themselves, where the source has this type.
     fn direct(src: &Src<'_>) -> Option<*const Self>;
     /// Elements start, start + step, ... of a source, converted, into `out`.
-    fn fetch(src: &Src<'_>, start: usize, step: usize, out: &mut [Self], simd: bool);
+    fn fetch(src: &Src<'_>, start: usize, step: usize, out: &mut [Self], simd: Simd);
 }
 
 impl Elem for f32 {
@@ -26,19 +38,17 @@ impl Elem for f32 {
     fn direct(src: &Src<'_>) -> Option<*const f32> {
         if let Src::F32(x) = src { Some(x.as_ptr()) } else { None }
     }
-    fn fetch(src: &Src<'_>, start: usize, step: usize, out: &mut [f32], simd: bool) {
+    fn fetch(src: &Src<'_>, start: usize, step: usize, out: &mut [f32], simd: Simd) {
         match src {
             Src::F32(x) => copy(x, start, step, out),
             Src::Bf16(x) if step == 1 => {
                 let x = &x[start..start + out.len()];
                 #[cfg(target_arch = "x86_64")]
-                if simd {
-                    // SAFETY: both slices have this length; `simd` is set by AVX-512 families only.
+                if simd >= Simd::Avx512 {
+                    // SAFETY: both slices have this length; the families that say so have AVX-512.
                     return unsafe { super::x86::widen(x.as_ptr(), x.len(), out.as_mut_ptr()) };
                 }
-                for (o, v) in out.iter_mut().zip(x) {
-                    *o = v.to_f32();
-                }
+                wide(|| out.iter_mut().zip(x).for_each(|(o, v)| *o = f32::from_bits(u32::from(v.to_bits()) << 16)));
             }
             Src::Bf16(x) => {
                 for (o, v) in out.iter_mut().zip(x[start..].iter().step_by(step.max(1))) {
@@ -56,7 +66,7 @@ impl Elem for bf16 {
     fn direct(src: &Src<'_>) -> Option<*const bf16> {
         if let Src::Bf16(x) = src { Some(x.as_ptr()) } else { None }
     }
-    fn fetch(src: &Src<'_>, start: usize, step: usize, out: &mut [bf16], simd: bool) {
+    fn fetch(src: &Src<'_>, start: usize, step: usize, out: &mut [bf16], simd: Simd) {
         match src {
             Src::Bf16(x) => copy(x, start, step, out),
             Src::Nf4(q) => fetch_nf4(q, start, step, out, simd),
@@ -77,7 +87,7 @@ fn copy<T: Copy>(x: &[T], start: usize, step: usize, out: &mut [T]) {
     }
 }
 
-fn fetch_nf4<T: Expand>(q: &super::Nf4Ref<'_>, start: usize, step: usize, out: &mut [T], simd: bool) {
+fn fetch_nf4<T: Expand>(q: &super::Nf4Ref<'_>, start: usize, step: usize, out: &mut [T], simd: Simd) {
     if step == 1 {
         return q.expand(start, out, simd);
     }
@@ -92,7 +102,7 @@ pub(super) fn lines_room<F: Family>(cols: usize) -> usize {
 }
 
 /// Keeps lines of a power-of-two length off the same cache sets.
-const LINE_PAD: usize = 32;
+pub(super) const LINE_PAD: usize = 32;
 
 /// Packs B[k0 .. k0 + kc, j0 .. j0 + cols]; kc <= KC.
 ///
@@ -130,7 +140,7 @@ pub(super) unsafe fn pack_b<F: Family>(
                     None => {
                         // SAFETY: `lines` has room for `pair` rows of `cols`.
                         let line = unsafe { std::slice::from_raw_parts_mut(lines.add(r * cols), cols) };
-                        F::Elem::fetch(&b.src, start, 1, line, F::AVX512);
+                        F::Elem::fetch(&b.src, start, 1, line, F::SIMD);
                         line.as_ptr()
                     }
                 };
@@ -158,7 +168,7 @@ pub(super) unsafe fn pack_b<F: Family>(
                 for i in 0..n {
                     // SAFETY: n <= NR lines of kc <= KC elements.
                     let line = unsafe { std::slice::from_raw_parts_mut(lines.add(i * stride), kc) };
-                    F::Elem::fetch(&b.src, start + i * b.col_stride, b.row_stride, line, F::AVX512);
+                    F::Elem::fetch(&b.src, start + i * b.col_stride, b.row_stride, line, F::SIMD);
                 }
                 (lines.cast_const(), stride)
             }
@@ -191,7 +201,7 @@ pub(super) unsafe fn pack_a<F: Family>(a: &View<'_>, i0: usize, rows: usize, k0:
         // SAFETY: row i < MR of `out`, kp <= A_STRIDE elements.
         let row = unsafe { std::slice::from_raw_parts_mut(out.add(i * F::A_STRIDE), kp) };
         let (row, pad) = row.split_at_mut(kc);
-        F::Elem::fetch(&a.src, start + i * a.row_stride, a.col_stride, row, F::AVX512);
+        F::Elem::fetch(&a.src, start + i * a.row_stride, a.col_stride, row, F::SIMD);
         pad.fill(F::Elem::default());
     }
 }

@@ -2,6 +2,8 @@
 //! instruction (a library call otherwise).
 
 use super::drive::{Family, Tile};
+use super::few::Few;
+use super::pack::Simd;
 
 pub(super) struct Portable;
 
@@ -17,10 +19,12 @@ impl Family for Portable {
     const KC: usize = KC;
     const K_STEP: usize = 1;
     const A_STRIDE: usize = A_STRIDE;
-    const AVX512: bool = false;
+    const SIMD: Simd = Simd::Plain;
     const PIECE: usize = 512;
     const B_BYTES: usize = 256 << 10;
     const MACS_PER_CYCLE: usize = 4;
+    const FEW: usize = 4;
+    const LINES: usize = 8;
 
     unsafe fn tile(t: &Tile<f32>) {
         // SAFETY: the same contract.
@@ -29,6 +33,18 @@ impl Family for Portable {
                 tile::<NR>(t);
             } else {
                 tile::<{ NR / 2 }>(t);
+            }
+        }
+    }
+
+    unsafe fn few(t: &Few<f32>) {
+        // SAFETY: the same contract.
+        unsafe {
+            match t.rows {
+                1 => few::<1>(t),
+                2 => few::<2>(t),
+                3 => few::<3>(t),
+                _ => few::<4>(t),
             }
         }
     }
@@ -60,6 +76,33 @@ unsafe fn tile<const W: usize>(t: &Tile<f32>) {
     for (i, acc) in acc.iter().enumerate().take(t.rows) {
         // SAFETY: row i < rows of C, `cols` <= W elements.
         let c = unsafe { std::slice::from_raw_parts_mut(t.c.add(i * t.ldc), t.cols) };
+        for (c, s) in c.iter_mut().zip(acc) {
+            *c = if t.accumulate { mul_add(t.alpha, *s, *c) } else { t.alpha * s };
+        }
+    }
+}
+
+/// R rows, 8 lines, k by k.
+///
+/// # Safety
+/// As [`Family::few`]; t.rows == R.
+unsafe fn few<const R: usize>(t: &Few<f32>) {
+    let mut acc = [[0.0f32; NR]; R];
+    for k in 0..t.kc {
+        // SAFETY: element k of 8 lines and of R rows of A.
+        unsafe {
+            let y: [f32; NR] = std::array::from_fn(|j| *t.lines.add(j * t.stride + k));
+            for (i, acc) in acc.iter_mut().enumerate() {
+                let a = *t.a.add(i * A_STRIDE + k);
+                for j in 0..NR {
+                    acc[j] = mul_add(a, y[j], acc[j]);
+                }
+            }
+        }
+    }
+    for (i, acc) in acc.iter().enumerate() {
+        // SAFETY: row i of the sums.
+        let c = unsafe { &mut *t.sums.add(NR * i).cast::<[f32; NR]>() };
         for (c, s) in c.iter_mut().zip(acc) {
             *c = if t.accumulate { mul_add(t.alpha, *s, *c) } else { t.alpha * s };
         }

@@ -37,6 +37,15 @@ pub(super) struct Scratch {
 
 thread_local! {
     static MINE: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
+    static SHARED: Cell<Option<Box<Buffer>>> = const { Cell::new(None) };
+}
+
+/// Calls `f` with a buffer of this thread's, which tasks that `f` hands out may read.
+pub(super) fn with_shared<R>(f: impl FnOnce(&mut Buffer) -> R) -> R {
+    let mut shared = SHARED.take().unwrap_or_default();
+    let r = f(&mut shared);
+    SHARED.set(Some(shared));
+    r
 }
 
 /// Calls `f` with this thread's buffers. (A nested call, which does not happen, would get fresh ones.)

@@ -1,12 +1,13 @@
 //! AVX-512 pieces of the packing step. All functions need AVX-512 F, BW, DQ, VL.
 
+use super::few::STREAMS;
 use half::bf16;
 use std::arch::x86_64::*;
 
 /// Transposes 16 x 16 32-bit elements.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn transpose16(r: [__m512i; 16]) -> [__m512i; 16] {
+pub(super) fn transpose16(r: [__m512i; 16]) -> [__m512i; 16] {
     let zero = _mm512_setzero_si512();
     // Within each 128-bit lane, a 4 x 4 transpose of rows 4g..4g+4: q[4g + c] lane l = column 4l + c of those rows.
     let mut q = [zero; 16];
@@ -38,6 +39,39 @@ fn transpose16(r: [__m512i; 16]) -> [__m512i; 16] {
 /// A mask of the lowest `n` (0..=32) of 32 16-bit lanes.
 fn mask32(n: usize) -> u32 {
     if n >= 32 { u32::MAX } else { (1u32 << n) - 1 }
+}
+
+/// The first `n` (0..=32) 16-bit units of 16 lines, zeros after them. The stride is in bytes.
+///
+/// # Safety
+/// n units of each line are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn load16(src: *const u8, stride: usize, n: usize) -> [__m512i; 16] {
+    let mut r = [_mm512_setzero_si512(); 16];
+    if n == 32 {
+        for (i, r) in r.iter_mut().enumerate() {
+            // SAFETY: 64 bytes of line i.
+            *r = unsafe { _mm512_loadu_si512(src.add(i * stride).cast()) };
+        }
+    } else {
+        for (i, r) in r.iter_mut().enumerate() {
+            // SAFETY: n units of line i; the mask keeps the rest unread.
+            *r = unsafe { _mm512_maskz_loadu_epi16(mask32(n), src.add(i * stride).cast()) };
+        }
+    }
+    r
+}
+
+/// Brings 128 bytes of each of [`STREAMS`] runs into the L2 cache (a hint: it cannot fault).
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn fetch(p: *const u8, stride: usize) {
+    for i in 0..STREAMS {
+        let p = p.wrapping_add(i * stride);
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+        _mm_prefetch::<_MM_HINT_T1>(p.wrapping_add(64).cast());
+    }
 }
 
 /// Reads up to 16 lines of `len` 16-bit units (a whole number of 32-bit elements once padded with zero) and writes

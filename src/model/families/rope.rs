@@ -10,9 +10,13 @@ use crate::model::spec::Rope;
 /// The rotary embedding of a config, for sequences of up to `longest` tokens.
 ///
 /// # Errors
-/// [`Error::Config`] for dynamic scaling beyond the length that the model was made for.
+/// [`Error::Config`] for dynamic and longrope scaling beyond the length that the model was made for.
 pub(super) fn rope(c: &HfConfig, longest: usize) -> Result<Rope> {
-    frequencies(c.head_dim, c.rope.theta, &c.rope.kind, c.max_position_embeddings, longest)
+    let mut rope = frequencies(c.head_dim, c.rope.theta, &c.rope.kind, c.max_position_embeddings, longest)?;
+    if let Some(divisors) = &c.rope_divisors {
+        rope.freq.iter_mut().zip(divisors).for_each(|(f, d)| *f /= d);
+    }
+    Ok(rope)
 }
 
 fn frequencies(head_dim: usize, theta: f64, kind: &RopeKind, made_for: usize, longest: usize) -> Result<Rope> {
@@ -20,7 +24,7 @@ fn frequencies(head_dim: usize, theta: f64, kind: &RopeKind, made_for: usize, lo
     let base: Vec<f32> =
         (0..head_dim / 2).map(|i| 1.0 / (theta as f32).powf((2 * i) as f32 / head_dim as f32)).collect();
     let plain = |freq: Vec<f32>| Ok(Rope { freq, factor: 1.0 });
-    match *kind {
+    match kind.clone() {
         RopeKind::Default => plain(base),
         RopeKind::Linear { factor } => plain(base.iter().map(|f| f / factor as f32).collect()),
         // Below the length that the model was made for, dynamic scaling changes nothing.
@@ -29,6 +33,21 @@ fn frequencies(head_dim: usize, theta: f64, kind: &RopeKind, made_for: usize, lo
             let why =
                 format!("dynamic changes with the length of each batch and is not built beyond {made_for} tokens");
             Err(Error::config("rope_scaling", format!("{why}; use linear, yarn or llama3, or a cutoff_len up to that")))
+        }
+        RopeKind::LongRope { original_max_position_embeddings, .. } if longest > original_max_position_embeddings => {
+            let why = format!(
+                "longrope turns otherwise beyond {original_max_position_embeddings} tokens, which is not built"
+            );
+            Err(Error::config("rope_scaling", format!("{why}; use a cutoff_len up to that")))
+        }
+        RopeKind::LongRope { short_factor, attention_factor, factor, original_max_position_embeddings } => {
+            let context = original_max_position_embeddings as f64;
+            let ratio = factor.unwrap_or(made_for as f64 / context);
+            let spread = if ratio <= 1.0 { 1.0 } else { (1.0 + ratio.ln() / context.ln()).sqrt() };
+            let scaled = (0..head_dim / 2)
+                .zip(&short_factor)
+                .map(|(i, by)| 1.0 / (*by as f32 * (theta as f32).powf((2 * i) as f32 / head_dim as f32)));
+            Ok(Rope { freq: scaled.collect(), factor: attention_factor.unwrap_or(spread) })
         }
         RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let context = original_max_position_embeddings as f64;

@@ -1,8 +1,8 @@
 use super::{Attention, Paged, table_len};
 use crate::device::{Kernel, Launcher, abi, kernels};
 use crate::error::Result;
-use crate::ops::{bf16_only, no_kernel, size};
-use crate::tensor::Tensor;
+use crate::ops::{bf16_only, no_kernel, on_device, size};
+use crate::tensor::{Index, Tensor};
 
 const TILE: usize = abi::ATTENTION_TILE as usize;
 
@@ -191,4 +191,23 @@ pub(super) fn decode(
     l.kernel(i.decode).grid3(splits, a.kv_heads * parts, q.rows()).block(block).shared(shared).launch(&p)?;
     let warps = (block / abi::QE_WARP) as usize;
     l.kernel(kernels::ATTENTION_DECODE_MERGE).grid((q.rows() * a.heads).div_ceil(warps)).block(block).launch(&p)
+}
+
+/// Enqueues `kv_write`; kernels/kv_write.h. Shapes were checked by [`super::store`].
+pub(super) fn store(l: &Launcher, [k, v]: [&Tensor; 2], rows: &Index, cache: [&mut Tensor; 2]) -> Result<()> {
+    bf16_only("attention k", k)?;
+    let [cache_k, cache_v] = cache;
+    let of_index = rows.live_rows().map_or(std::ptr::null(), |live| live.0 as *const u32);
+    let p = abi::KvWrite {
+        cache_k: cache_k.ptr_mut(),
+        cache_v: cache_v.ptr_mut(),
+        k: k.ptr(),
+        v: v.ptr(),
+        at: on_device("attention rows", rows)?,
+        live: if k.live().is_null() { of_index } else { k.live() },
+        rows: size("attention rows", k.rows())?,
+        cols: size("attention width", k.cols())?,
+    };
+    let warps = (abi::KV_WRITE_BLOCK / abi::QE_WARP) as usize;
+    l.kernel(kernels::KV_WRITE).grid(k.rows().div_ceil(warps)).block(abi::KV_WRITE_BLOCK).launch(&p)
 }

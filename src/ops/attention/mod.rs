@@ -7,10 +7,13 @@
 //! The scores of a masked pair are never computed, and P exists one tile of queries at a time. Rounding points: P and dS
 //! to the storage type; sums in the accumulator type.
 //!
-//! [`decode`] is the same for one new query a sequence, with the keys and values before it in pages.
+//! [`decode`] is the same for one new query a sequence, with the keys and values before it in pages; [`store`] fills them.
 
 mod cpu;
 mod launch;
+mod store;
+
+pub use store::store;
 
 use std::borrow::Cow;
 

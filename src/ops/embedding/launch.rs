@@ -26,6 +26,20 @@ pub(super) fn fwd(l: &Launcher, x: &mut Tensor, table: Slot, ids: &Index, noise:
     l.kernel(kernels::EMBEDDING_FWD).grid(x.rows()).block(threads(x.cols())).launch(&p)
 }
 
+/// Enqueues `embedding_add`. Shapes were checked by [`super::add`].
+pub(super) fn add(l: &Launcher, x: &mut Tensor, table: Slot, ids: &Index) -> Result<()> {
+    bf16_only("embedding", x)?;
+    let p = abi::EmbeddingAdd {
+        x: x.ptr_mut(),
+        table: table.ptr(),
+        ids: on_device("positions", ids)?,
+        live: x.live(),
+        rows: size("embedding rows", x.rows())?,
+        cols: size("embedding columns", x.cols())?,
+    };
+    l.kernel(kernels::EMBEDDING_ADD).grid(x.rows()).block(threads(x.cols())).launch(&p)
+}
+
 /// Enqueues `embedding_bwd`. Shapes were checked by [`super::bwd`].
 pub(super) fn bwd(l: &Launcher, table: Slot, ids: &Index, dx: &Tensor, grads: &mut Tensor) -> Result<()> {
     bf16_only("embedding dx", dx)?;

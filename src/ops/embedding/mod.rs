@@ -1,5 +1,5 @@
 //! Rows of a table by token id: x[r] = table[ids[r]], with NEFTune's noise on request (Jain et al. 2023,
-//! arXiv:2310.05914: uniform in [-m, m], m = alpha / sqrt(L d)). Backward: dtable[ids[r]] += dx[r], in the order of r.
+//! arXiv:2310.05914: uniform in [-m, m], m = alpha / sqrt(L d)); or added to x. Backward: dtable[ids[r]] += dx[r], in the order of r.
 
 mod launch;
 
@@ -51,6 +51,35 @@ pub fn fwd(table: Slot, ids: &Index, noise: Option<Noise>) -> Result<Tensor> {
         }),
     }
     Ok(x)
+}
+
+/// x[r] += table[ids[r]], rounded once.
+///
+/// # Errors
+/// [`Error::Shape`] if `x` is not (ids, hidden), or an id lies outside the table.
+pub fn add(x: &mut Tensor, table: Slot, ids: &Index) -> Result<()> {
+    x.expect("embedding x", ids.rows(), table.cols, table.tensor.dtype())?;
+    let device = x.device().clone();
+    if let Some(id) = ids.numbers().iter().find(|&&id| id as usize >= table.rows) {
+        return Err(Error::shape("positions", format!("hold {id}, their table has {} rows", table.rows)));
+    }
+    let n = table.cols;
+    match device.exec() {
+        Exec::Kernels(l) => launch::add(l, x, table, ids)?,
+        Exec::Plan(p) => p.flops(x.len() as f64),
+        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
+            let (table, ids) = (table.slice::<T>(), ids.numbers());
+            for_rows(pool, 64, rows_of(x.slice_mut::<T>(), n), |rows, x| {
+                wide(|| {
+                    for (r, x) in rows.zip(x.chunks_exact_mut(n)) {
+                        let row = &table[ids[r] as usize * n..][..n];
+                        x.iter_mut().zip(row).for_each(|(x, t)| *x = T::narrow(x.acc() + t.acc()));
+                    }
+                })
+            });
+        }),
+    }
+    Ok(())
 }
 
 /// Adds the gradient of `table` to `grads`.

@@ -1,6 +1,6 @@
 """Makes the tiny models, adapters and golden values of this folder. What each file holds: ../README.md.
 
-Run as `python make.py` with the pins of benches/peers/setup.sh. Deterministic: seeded, one thread, CPU.
+Run as `python make.py` (or with names of families, for those alone) with the pins of benches/peers/setup.sh. Deterministic: seeded, one thread, CPU.
 The f32 and nf4 values are computed in f64 and rounded once to f32; the bf16 ones are what bf16 autocast gives.
 """
 
@@ -16,13 +16,15 @@ import bitsandbytes.functional as bnb
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GPT2Config,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
@@ -35,6 +37,15 @@ import plain_nf4  # noqa: E402
 DATA = HERE.parent / "runs" / "data"
 VOCAB = 320
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+# Of families with fused layers; and the two whose quantisation is kept whole.
+FUSED = {
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+}
+SHOWN = {
+    "phi3": ("model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.down_proj"),
+    "gpt2": ("transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"),
+}
 
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
@@ -128,6 +139,45 @@ def families():
                 tie_word_embeddings=True,
             ),
             5,
+            qwen_like,
+        ),
+        # Within 64 positions, so the short factors count; cos and sin are scaled by sqrt(1 + ln 8 / ln 64).
+        "phi3": (
+            Phi3Config(
+                **SMALL,
+                num_key_value_heads=2,
+                rms_norm_eps=1e-5,
+                original_max_position_embeddings=64,
+                rope_parameters={
+                    "rope_type": "longrope",
+                    "rope_theta": 10000.0,
+                    "short_factor": [1.0, 1.1, 1.3, 1.7],
+                    "long_factor": [1.5, 3.0, 5.0, 8.0],
+                },
+                sliding_window=4,
+                tie_word_embeddings=True,
+                bos_token_id=1,
+                eos_token_id=2,
+                pad_token_id=0,
+            ),
+            4,
+            sentencepiece_like,
+        ),
+        "gpt2": (
+            GPT2Config(
+                vocab_size=VOCAB,
+                n_embd=32,
+                n_inner=48,
+                n_layer=2,
+                n_head=4,
+                n_positions=64,
+                attn_pdrop=0.0,
+                embd_pdrop=0.0,
+                resid_pdrop=0.0,
+                bos_token_id=None,
+                eos_token_id=None,
+            ),
+            4,
             qwen_like,
         ),
     }
@@ -261,11 +311,11 @@ def sentencepiece_like():
 def randomise(model, gen):
     for name, p in model.named_parameters():
         with torch.no_grad():
-            if name.endswith("norm.weight"):
+            if name.endswith("norm.weight") or (".ln_" in name and name.endswith("weight")):
                 p.copy_(1 + 0.1 * torch.randn(p.shape, generator=gen))
             elif name.endswith("bias"):
                 p.copy_(0.1 * torch.randn(p.shape, generator=gen))
-            elif "embed_tokens" in name:
+            elif "embed_tokens" in name or ".wte." in name or ".wpe." in name:
                 p.copy_(0.3 * torch.randn(p.shape, generator=gen))
             else:
                 p.copy_(torch.randn(p.shape, generator=gen) / math.sqrt(p.shape[1]))
@@ -274,9 +324,11 @@ def randomise(model, gen):
 def as_transformers4(path):
     """Rewrites config.json and tokenizer_config.json as transformers 4 would have written them."""
     c = json.loads((path / "config.json").read_text())
-    rope = c.pop("rope_parameters")
-    c["rope_theta"] = rope["rope_theta"]
-    c["rope_scaling"] = None
+    if rope := c.pop("rope_parameters", None):
+        c["rope_theta"] = rope["rope_theta"]
+        c["rope_scaling"] = None
+        if rope["rope_type"] == "longrope":
+            c["rope_scaling"] = {"type": "longrope"} | {k: rope[k] for k in ("short_factor", "long_factor")}
     c["torch_dtype"] = c.pop("dtype")
     c["transformers_version"] = "4.46.0"
     c.pop("layer_types", None)
@@ -287,6 +339,13 @@ def as_transformers4(path):
     (path / "tokenizer_config.json").write_text(json.dumps(t, indent=2) + "\n")
 
 
+def without_prefix(path):
+    """Renames tensors as openai-community/gpt2 has them: without `transformer.`."""
+    file = path / "model.safetensors"
+    tensors = {name.removeprefix("transformer."): t for name, t in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 def save_adapter(model, path, gen, **options):
     """Wraps `model`, fills A and B (and the modules to save) with random values and saves the adapter by PEFT."""
     config = LoraConfig(
@@ -294,7 +353,8 @@ def save_adapter(model, path, gen, **options):
         r=4,
         lora_alpha=8,
         lora_dropout=0.0,
-        target_modules=LINEARS,
+        target_modules=FUSED.get(model.config.model_type, LINEARS),
+        fan_in_fan_out=model.config.model_type == "gpt2",
         **options,
     )
     peft = get_peft_model(model, config)
@@ -417,12 +477,15 @@ def nf4(path, adapter, double):
         state = m.weight.quant_state
         full = bnb.dequantize_4bit(m.weight.data.view(torch.uint8).reshape(-1, 1), state)
         with torch.no_grad():
-            plain.get_submodule(name).weight.copy_(full.reshape(state.shape))
+            full = full.reshape(state.shape)
+            weight = plain.get_submodule(name).weight
+            # Of GPT-2 the transpose is quantised: its matrices are stored as (in, out).
+            weight.copy_(full.T if path.name == "gpt2" else full)
         if double:
             tensors[f"{name}.offset"] = state.offset.reshape(1).clone()
-        if name in ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"):
+        if name in SHOWN.get(path.name, ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")):
             tensors |= packed(state, name, m.weight.data)
-            tensors[f"{name}.dequantised"] = full.reshape(state.shape).clone()
+            tensors[f"{name}.dequantised"] = full.clone()
     out, loss = exact(PeftModel.from_pretrained(plain, adapter, is_trainable=True))
     own = PeftModel.from_pretrained(q, adapter, is_trainable=True).train()
     _, theirs = run(own, torch.float32)
@@ -454,6 +517,8 @@ def make_family(name, config, style, tokenizer, seed):
     PreTrainedTokenizerFast(tokenizer_object=tok, model_max_length=512, **names).save_pretrained(path)
     if style == 4:
         as_transformers4(path)
+    if name == "gpt2":
+        without_prefix(path)
     adapter = path / "adapter"
     save_adapter(model, adapter, gen)
 
@@ -482,6 +547,8 @@ def make_family(name, config, style, tokenizer, seed):
         # llama2's embedding is left out for size; qwen3's is tied, so it sees both uses.
         all_but = ("grad.lm_head", "grad.model.layers", "grad.model.norm")
         keep("full", exact(base(path)), only=all_but if name == "llama2" else "grad.")
+    if name == "gpt2":
+        keep("full", exact(base(path)), only=("grad.transformer.w", "grad.transformer.h.1", "grad.transformer.ln_f"))
     keep("bf16", bf16(path, adapter, lambda p: base(p, torch.bfloat16)))
     keep("bf16_of_f32", bf16(path, adapter, base))
     keep("nf4_bf16", bf16(path, adapter, lambda p: quantised(p, torch.bfloat16, True)))
@@ -539,8 +606,12 @@ def make_nf4():
 
 
 def main():
+    wanted = sys.argv[1:]
     for seed, (name, (config, style, tokenizer)) in enumerate(families().items()):
-        make_family(name, config, style, tokenizer, seed)
+        if not wanted or name in wanted:
+            make_family(name, config, style, tokenizer, seed)
+    if wanted:
+        return
     make_nf4()
     batch = {"sequences": SEQUENCES, "labels": LABELS}
     (HERE / "batch.json").write_text(json.dumps(batch) + "\n")

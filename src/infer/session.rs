@@ -1,0 +1,68 @@
+//! One conversation: what of a prompt was read before is not read again.
+
+use super::request::{Answer, Control, Request, Running};
+use crate::error::{Error, Result};
+use crate::model::{Cache, Model, Sequence};
+use crate::tensor::Tensor;
+
+/// A conversation with a model, and its place in memory.
+pub struct Session<'a> {
+    model: &'a Model,
+    cache: Cache,
+    sequence: Sequence,
+    /// The tokens whose keys and values are kept.
+    read: Vec<u32>,
+    /// The adapter that they were read with.
+    adapter: Option<usize>,
+}
+
+/// New tokens of a prompt that are read as rows; more of them are read anew with all before, in one pass.
+const ROWS: usize = 64;
+
+impl<'a> Session<'a> {
+    /// Room for a conversation as long as the positions that the model was loaded for.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn new(model: &'a Model) -> Result<Self> {
+        let room = model.max_positions();
+        let mut cache = Cache::new(model, &[room])?;
+        let sequence = cache.take(room).ok_or_else(|| Error::Memory("the cache has no room".into()))?;
+        Ok(Session { model, cache, sequence, read: Vec::new(), adapter: None })
+    }
+
+    /// Answers a request whose prompt is the whole conversation so far; `on_token` gets each new token as it comes.
+    ///
+    /// # Errors
+    /// As [`super::generate`].
+    pub fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(u32) -> Control) -> Result<Answer> {
+        request.check(self.model)?;
+        let mut running = Running::new(request)?;
+        let mut next = self.keep(request);
+        loop {
+            let logits = self.extend(request, &next)?;
+            if let Some(finish) = running.take(&logits, 0, on_token)? {
+                return Ok(running.answer(finish));
+            }
+            next = running.last().to_vec();
+        }
+    }
+
+    /// Forgets what the request's prompt does not begin with; what is left of the prompt to read, at least its last token.
+    fn keep(&mut self, request: &Request) -> Vec<u32> {
+        let prompt = &request.prompt;
+        let same = self.read.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+        let known = self.adapter == request.adapter && prompt.len() - same <= ROWS;
+        let kept = if known { same } else { 0 };
+        self.read.truncate(kept);
+        self.sequence.truncate(kept);
+        prompt[kept..].to_vec()
+    }
+
+    fn extend(&mut self, request: &Request, ids: &[u32]) -> Result<Tensor> {
+        let logits = self.model.read(&mut self.cache, request.adapter, &mut [(&mut self.sequence, ids)])?;
+        self.adapter = request.adapter;
+        self.read.extend(ids);
+        Ok(logits)
+    }
+}
