@@ -21,6 +21,7 @@ First steps:
   qlora-engine inspect file.yaml    the exact tokens it would train on
   qlora-engine train file.yaml      the run itself
   qlora-engine chat file.yaml       a conversation with the result
+  qlora-engine predict file.yaml    its answers to a data set, and their scores
 
 QLORA_LOG=info shows more of what happens; HF_ENDPOINT and HF_TOKEN are respected for downloads.";
 
@@ -70,9 +71,19 @@ pub(super) enum Subcommand {
     /// Not yet: chat in a browser
     #[command(hide = true)]
     Webchat(Raw),
-    /// Not yet: benchmarks
+    /// Ask the questions of a benchmark: MMLU, C-Eval, CMMLU or others in their layout
+    ///
+    /// `task` names the benchmark and its split (mmlu_test, ceval_validation), `task_dir` the folder that holds it: CSV
+    /// files in dev/, val/ and test/, and a mapping.json if subjects are to be counted by category. `n_shot`, `lang` and
+    /// `save_dir` are LLaMA-Factory's too.
+    #[command(override_usage = "qlora-engine eval FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine eval file.yaml task=mmlu_test task_dir=evaluation template=fewshot save_dir=saves/mmlu"))]
     Eval(Raw),
-    /// Not yet: answers for a data set, with scores
+    /// Answer a data set and score the answers
+    ///
+    /// Writes generated_predictions.jsonl as the answers come, and predict_results.json (BLEU-4, ROUGE) to `output_dir`. A
+    /// run that was stopped goes on where it was. With `--compare base` the base answers too: both side by side in
+    /// comparison.md, and in comparison.csv for people to score from 1 to 5; `--scores` sums up such a sheet.
+    #[command(override_usage = "qlora-engine predict FILE [--compare base] [KEY=VALUE]...\n       qlora-engine predict --scores SHEET", after_help = format!("{CONFIG}\n\nExamples:\n  qlora-engine predict file.yaml eval_dataset=test max_new_tokens=128 --compare base\n  qlora-engine predict --scores saves/mine/comparison.csv"))]
     Predict(Raw),
     /// Answer one prompt or a file of them
     ///

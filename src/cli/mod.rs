@@ -3,10 +3,12 @@
 mod args;
 pub mod chat;
 mod env;
+mod eval;
 mod generate;
 pub mod inspect;
 mod loaded;
 pub mod plan;
+mod predict;
 pub mod train;
 
 use std::ffi::OsString;
@@ -64,8 +66,15 @@ fn run(args: Args) -> Result<()> {
         Subcommand::Api(raw) => not_yet("api", &raw),
         Subcommand::Webui(_) => Err(Error::NotYet("`webui` is not built yet".to_string())),
         Subcommand::Webchat(_) => Err(Error::NotYet("`webchat` is not built yet".to_string())),
-        Subcommand::Eval(_) => Err(Error::NotYet("`eval` is not built yet".to_string())),
-        Subcommand::Predict(_) => Err(Error::NotYet("`predict` is not built yet".to_string())),
+        Subcommand::Eval(raw) => with_config("eval", &raw, Command::Eval, eval::run),
+        Subcommand::Predict(mut raw) if !raw.asks_for_help() => {
+            let asked = predict::take_flags(&mut raw.args)?;
+            match asked.scores {
+                Some(sheet) => predict::scores(&sheet),
+                None => with_config("predict", &raw, Command::Predict, |c| predict::run(&c, asked.compare)),
+            }
+        }
+        Subcommand::Predict(raw) => with_config("predict", &raw, Command::Predict, |c| predict::run(&c, false)),
         Subcommand::Generate(raw) => generate(raw),
     }
 }

@@ -224,6 +224,38 @@ impl Template {
         Ok(pairs)
     }
 
+    /// (prompt, answer) of the last answer in `messages`, as LLaMA-Factory's prediction sees them: the prompt is all that
+    /// comes before it. Both empty without a turn.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if tools or a function call are not the JSON they should be.
+    pub fn encode_oneturn(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        system: &str,
+        tools: &str,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
+        let mut messages = messages.to_vec();
+        let n = messages.len();
+        let keeps_last = !(self.reasoning && self.enable_thinking == Some(false));
+        if self.reasoning && !self.preserve_thinking {
+            for m in messages.iter_mut().take(n.saturating_sub(2)).skip(1).step_by(2) {
+                m.content = remove_thought(&m.content);
+            }
+        }
+        if let (false, Some(last)) = (keeps_last, messages.last_mut()) {
+            last.content = remove_thought(&last.content);
+        }
+        let mut turns = self.encode(tokenizer, &messages, system, tools)?;
+        let answer = turns.pop().unwrap_or_default();
+        let mut pair = (turns.concat(), answer);
+        if self.reasoning && messages.last().is_some_and(|m| has_no_thought(&m.content)) {
+            self.add_empty_thought(tokenizer, &mut pair)?;
+        }
+        Ok(pair)
+    }
+
     /// The prompt for the next answer to `messages`, which end with a user or observation turn.
     /// `enable_thinking: false` or None makes a reasoning template begin the answer with an empty thought.
     ///
