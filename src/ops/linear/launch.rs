@@ -119,7 +119,9 @@ fn weights<'a>(w: &Matrix<'a>, scratch: Option<&mut Tensor>) -> Result<Weights<'
             Ok(Weights::Dense(Operand::of("linear w", dense)?))
         }
         (Matrix::DeviceNf4(q), None) => Ok(Weights::Nf4(q)),
-        (Matrix::Nf4(_) | Matrix::Planned(..), _) => unreachable!("refused by the op's check, or only counted"),
+        (Matrix::Nf4(_) | Matrix::Ggml(_) | Matrix::Planned(..), _) => {
+            unreachable!("refused by the op's check, or only counted")
+        }
     }
 }
 
