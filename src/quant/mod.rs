@@ -3,6 +3,7 @@
 mod device_ggml;
 mod device_nf4;
 pub mod dynamic8;
+pub mod ggml;
 pub mod nf4;
 
 pub use device_ggml::DeviceGgml;

@@ -192,3 +192,7 @@ fn apart(tensors: Vec<TensorInfo>) -> Result<Vec<TensorInfo>, String> {
     }
     Ok(tensors)
 }
+
+#[cfg(test)]
+#[path = "read_tests.rs"]
+mod tests;

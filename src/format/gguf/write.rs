@@ -189,3 +189,88 @@ fn put_array(array: &Array, out: &mut Vec<u8>) {
         Array::F64(x) => list(12, x, f64::to_le_bytes, out),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::gguf::Gguf;
+    use std::fs;
+
+    fn two() -> Writer {
+        let mut m = Metadata::new();
+        m.set("general.architecture", Value::string("llama"));
+        let mut w = Writer::new(m).unwrap();
+        w.tensor("a", &[3, 2], GgmlType::F32).unwrap();
+        w.tensor("b", &[32], GgmlType::Q8_0).unwrap();
+        w
+    }
+
+    fn fill(t: &TensorInfo, sink: &mut TensorSink<'_>) -> Result<()> {
+        // In pieces, as they come.
+        for _ in 0..t.range().len() / 2 {
+            sink.bytes(&[t.dims.len() as u8; 2])?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let w = two();
+        w.write(&path, fill).unwrap();
+        let file = Gguf::open(&path).unwrap();
+        assert_eq!(file.metadata().string("general.architecture").unwrap(), Some("llama"));
+        assert_eq!(file.bytes(file.find("a").unwrap()), [2; 24]);
+        assert_eq!(file.bytes(file.find("b").unwrap()), [1; 34]);
+        assert!(file.find("c").is_none());
+        assert_eq!((w.data_bytes(), fs::metadata(&path).unwrap().len() % 32), (96, 0));
+    }
+
+    #[test]
+    fn alignment_of_the_metadata_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        let mut m = Metadata::new();
+        m.set("general.alignment", Value::U32(256));
+        let mut w = Writer::new(m.clone()).unwrap();
+        w.tensor("a", &[1], GgmlType::F32).unwrap();
+        w.tensor("b", &[1], GgmlType::F32).unwrap();
+        w.write(&path, |_, sink| sink.bytes(&[9; 4])).unwrap();
+        let file = Gguf::open(&path).unwrap();
+        assert!(file.tensors().iter().all(|t| t.range().start % 256 == 0));
+        m.set("general.alignment", Value::U32(33));
+        assert!(Writer::new(m).unwrap_err().to_string().contains("33, expected a power of two"));
+    }
+
+    #[test]
+    fn wrong_tensors_are_refused() {
+        let mut w = two();
+        let mut why = |name: &str, dims: &[usize], ty| w.tensor(name, dims, ty).unwrap_err().to_string();
+        assert!(why("a", &[1], GgmlType::F32).contains("`a` is to be written twice"));
+        assert!(why("c", &[31], GgmlType::Q8_0).contains("`c` has rows of 31"));
+        assert!(why("c", &[], GgmlType::F32).contains("`c` has 0 dimensions"));
+        assert!(why("c", &[usize::MAX / 2, 2], GgmlType::F32).contains("overflows"));
+        w.tensor("c", &[1 << 61], GgmlType::F16).unwrap();
+        w.tensor("d", &[1 << 61], GgmlType::F16).unwrap();
+        w.tensor("e", &[1 << 61], GgmlType::F16).unwrap();
+        let e = w.tensor("f", &[(1 << 62) - 1], GgmlType::F16).unwrap_err().to_string();
+        assert!(e.contains("`f` makes the file too large"), "{e}");
+    }
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m.gguf");
+        fs::write(&path, b"old").unwrap();
+        let w = two();
+        let short = w.write(&path, |_, sink| sink.bytes(&[0; 8])).unwrap_err().to_string();
+        assert!(short.contains("`a` takes 24 bytes, 8 were given"), "{short}");
+        let long = w.write(&path, |_, sink| sink.bytes(&[0; 40])).unwrap_err().to_string();
+        assert!(long.contains("`a` takes 24 bytes, 40 were given"), "{long}");
+        let full = w.write(&path, |_, _| Err(Error::file("m.gguf", "cannot write: no space left")));
+        assert!(full.unwrap_err().to_string().contains("no space left"));
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}
