@@ -2,6 +2,7 @@
 
 mod args;
 mod env;
+pub mod export;
 mod generate;
 pub mod inspect;
 pub mod plan;
@@ -57,7 +58,7 @@ fn run(args: Args) -> Result<()> {
             Ok(())
         }
         Subcommand::Chat(raw) => not_yet("chat", &raw),
-        Subcommand::Export(raw) => not_yet("export", &raw),
+        Subcommand::Export(raw) => with_config("export", &raw, Command::Export, export::run),
         Subcommand::Api(raw) => not_yet("api", &raw),
         Subcommand::Webui(_) => Err(Error::NotYet("`webui` is not built yet".to_string())),
         Subcommand::Webchat(_) => Err(Error::NotYet("`webchat` is not built yet".to_string())),
