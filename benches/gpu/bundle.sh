@@ -27,6 +27,8 @@ mkdir "$out/assets"
 cp -r assets/tiny-base assets/data "$out/assets/"
 cp configs/medical_qlora.yaml "$out/configs/"
 cp benches/gpu/run.sh "$out/run.sh"
+mkdir -p "$out/tests/golden/models"
+cp -r tests/golden/models/phi3 tests/golden/models/gpt2 "$out/tests/golden/models/"
 mkdir "$out/peers"
 cp benches/peers/gpu_common.py benches/peers/gpu_kernels.py benches/peers/gpu_steps.py "$out/peers/"
 

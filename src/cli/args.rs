@@ -2,6 +2,8 @@
 
 use clap::Parser;
 
+use crate::error::{Error, Result};
+
 /// Fine-tune language models with LoRA and QLoRA: one program, no Python.
 ///
 /// It reads the YAML files of LLaMA-Factory, with the same keys, defaults and data sets, and writes an adapter that
@@ -18,6 +20,8 @@ First steps:
   qlora-engine plan file.yaml       what a run would cost, before anything is loaded
   qlora-engine inspect file.yaml    the exact tokens it would train on
   qlora-engine train file.yaml      the run itself
+  qlora-engine chat file.yaml       a conversation with the result
+  qlora-engine predict file.yaml    its answers to a data set, and their scores
 
 QLORA_LOG=info shows more of what happens; HF_ENDPOINT and HF_TOKEN are respected for downloads.";
 
@@ -50,7 +54,13 @@ pub(super) enum Subcommand {
     ///
     /// Example: qlora-engine version
     Version,
-    /// Not yet: talk to a model on the terminal
+    /// Talk to a model on the terminal
+    ///
+    /// The config names the base model, its template and its adapter; `--adapter FOLDER`, more than once, loads others
+    /// beside it, and `/adapter NAME` switches in the middle. `clear` forgets the conversation, `exit` leaves, Ctrl-C stops an
+    /// answer, `/help` lists the rest. Answers are drawn by the config's temperature, top_p, top_k, ... and seed.
+    /// With lines piped in, each is a message, and only answers go to standard output.
+    #[command(override_usage = "qlora-engine chat FILE [--adapter FOLDER]... [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExamples:\n  qlora-engine chat file.yaml adapter_name_or_path=saves/mine temperature=0.7\n  qlora-engine chat file.yaml --adapter saves/medical --adapter saves/law\n  printf 'Hello\\nAnd you?\\n' | qlora-engine chat file.yaml do_sample=false"))]
     Chat(Raw),
     /// Merge adapters into their base, or write them as GGUF
     ///
@@ -66,24 +76,44 @@ pub(super) enum Subcommand {
     /// Not yet: chat in a browser
     #[command(hide = true)]
     Webchat(Raw),
-    /// Not yet: benchmarks
+    /// Ask the questions of a benchmark: MMLU, C-Eval, CMMLU or others in their layout
+    ///
+    /// `task` names the benchmark and its split (mmlu_test, ceval_validation), `task_dir` the folder that holds it: CSV
+    /// files in dev/, val/ and test/, and a mapping.json if subjects are to be counted by category. `n_shot`, `lang` and
+    /// `save_dir` are LLaMA-Factory's too.
+    #[command(override_usage = "qlora-engine eval FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine eval file.yaml task=mmlu_test task_dir=evaluation template=fewshot save_dir=saves/mmlu"))]
     Eval(Raw),
-    /// Not yet: answers for a data set, with scores
+    /// Answer a data set and score the answers
+    ///
+    /// Writes generated_predictions.jsonl as the answers come, and predict_results.json (BLEU-4, ROUGE) to `output_dir`. A
+    /// run that was stopped goes on where it was. With `--compare base` the base answers too: both side by side in
+    /// comparison.md, and in comparison.csv for people to score from 1 to 5; `--scores` sums up such a sheet.
+    #[command(override_usage = "qlora-engine predict FILE [--compare base] [KEY=VALUE]...\n       qlora-engine predict --scores SHEET", after_help = format!("{CONFIG}\n\nExamples:\n  qlora-engine predict file.yaml eval_dataset=test max_new_tokens=128 --compare base\n  qlora-engine predict --scores saves/mine/comparison.csv"))]
     Predict(Raw),
-    /// Answer one question, to see what a model has learned
+    /// Answer one prompt or a file of them
     ///
-    /// The config names the base model, template and adapters; the answer is the most likely one, of 128 tokens at most.
-    ///
-    /// Example: qlora-engine generate --prompt "What is anemia?" configs/medical_qlora.yaml
-    /// adapter_name_or_path=saves/tiny/qlora/medical
-    Generate {
-        /// The question.
-        #[arg(long)]
-        prompt: String,
-        #[command(flatten)]
-        raw: Raw,
-    },
+    /// The config names the base model, its template and its adapter, and how tokens are drawn (temperature, top_p, top_k,
+    /// min_p, repetition_penalty, ...). Answers are printed in the order of the prompts, computed
+    /// `per_device_eval_batch_size` at a time; a prompt's answer does not depend on the others.
+    #[command(override_usage = "qlora-engine generate FILE --prompt TEXT [OPTION]... [KEY=VALUE]...", after_help = format!("{GENERATE}\n\n{CONFIG}"))]
+    Generate(Raw),
 }
+
+const GENERATE: &str = "\
+Options:
+  --prompt TEXT         what is asked; more than once for more of them
+  --prompt-file FILE    a .txt with a prompt a line, a .jsonl with {\"prompt\": ..} or {\"messages\": [..]} a line, or -
+                        for standard input
+  --greedy              always the most likely token (do_sample=false)
+  --max-new-tokens N    tokens of an answer at most (1024 unless the config says otherwise)
+  --seed N              of the draws; the same seed gives the same answers
+  --stop TEXT           end an answer before this text; more than once for more of them
+  --json                a line of JSON for each answer: prompt, answer, finish, tokens, seconds
+
+Examples:
+  qlora-engine generate file.yaml --prompt \"What is anemia?\" --greedy
+  qlora-engine generate file.yaml --prompt-file questions.jsonl --json --max-new-tokens 256 > answers.jsonl
+  cat questions.txt | qlora-engine generate file.yaml --prompt-file -";
 
 /// Everything after the command, untouched: it is for `config::load`.
 #[derive(Debug, clap::Args)]
@@ -97,5 +127,30 @@ impl Raw {
     /// Whether `--help` stands among the settings.
     pub fn asks_for_help(&self) -> bool {
         self.args.iter().any(|a| a == "--help" || a == "-h")
+    }
+
+    /// Takes every `name VALUE` and `name=VALUE` out of the arguments.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the last has no value.
+    pub fn take_values(&mut self, name: &str) -> Result<Vec<String>> {
+        let (mut values, mut rest) = (Vec::new(), Vec::new());
+        let mut args = std::mem::take(&mut self.args).into_iter();
+        while let Some(arg) = args.next() {
+            match arg.strip_prefix(name) {
+                Some("") => values.push(args.next().ok_or_else(|| Error::config(name, "needs a value after it"))?),
+                Some(value) if value.starts_with('=') => values.push(value[1..].to_string()),
+                _ => rest.push(arg),
+            }
+        }
+        self.args = rest;
+        Ok(values)
+    }
+
+    /// Takes `name` out of the arguments; whether it stood there.
+    pub fn take_flag(&mut self, name: &str) -> bool {
+        let before = self.args.len();
+        self.args.retain(|a| a != name);
+        self.args.len() < before
     }
 }

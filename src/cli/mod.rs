@@ -1,15 +1,20 @@
 //! Command line: argv -> library call -> exit code. Errors are one line on stderr; results go to stdout.
 
 mod args;
+pub mod chat;
 mod env;
+mod eval;
 pub mod export;
 mod generate;
 pub mod inspect;
+mod loaded;
 pub mod plan;
+mod predict;
 pub mod train;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -57,21 +62,44 @@ fn run(args: Args) -> Result<()> {
             say(&format!("qlora-engine {}\n", env!("CARGO_PKG_VERSION")));
             Ok(())
         }
-        Subcommand::Chat(raw) => not_yet("chat", &raw),
+        Subcommand::Chat(raw) => chat(raw),
         Subcommand::Export(raw) => with_config("export", &raw, Command::Export, export::run),
         Subcommand::Api(raw) => not_yet("api", &raw),
         Subcommand::Webui(_) => Err(Error::NotYet("`webui` is not built yet".to_string())),
         Subcommand::Webchat(_) => Err(Error::NotYet("`webchat` is not built yet".to_string())),
-        Subcommand::Eval(_) => Err(Error::NotYet("`eval` is not built yet".to_string())),
-        Subcommand::Predict(_) => Err(Error::NotYet("`predict` is not built yet".to_string())),
-        Subcommand::Generate { prompt, raw } => {
-            if raw.asks_for_help() {
-                say(&help_of("generate"));
-                return Ok(());
+        Subcommand::Eval(raw) => with_config("eval", &raw, Command::Eval, eval::run),
+        Subcommand::Predict(mut raw) if !raw.asks_for_help() => {
+            let asked = predict::take_flags(&mut raw.args)?;
+            match asked.scores {
+                Some(sheet) => predict::scores(&sheet),
+                None => with_config("predict", &raw, Command::Predict, |c| predict::run(&c, asked.compare)),
             }
-            generate::run(&config::load(&raw.args)?, &prompt)
         }
+        Subcommand::Predict(raw) => with_config("predict", &raw, Command::Predict, |c| predict::run(&c, false)),
+        Subcommand::Generate(raw) => generate(raw),
     }
+}
+
+fn chat(mut raw: Raw) -> Result<()> {
+    if raw.asks_for_help() {
+        say(&help_of("chat"));
+        return Ok(());
+    }
+    let adapters: Vec<PathBuf> = raw.take_values("--adapter")?.into_iter().map(PathBuf::from).collect();
+    chat::run(&config_of("chat", &raw)?, &adapters)
+}
+
+fn generate(mut raw: Raw) -> Result<()> {
+    if raw.asks_for_help() {
+        say(&help_of("generate"));
+        return Ok(());
+    }
+    // Before the prompts, of which some may be waited for on standard input.
+    if raw.args.is_empty() {
+        config_of("generate", &raw)?;
+    }
+    let asked = generate::take_options(&mut raw)?;
+    generate::run(&config_of("generate", &raw)?, &asked)
 }
 
 /// Loads the config from a command's arguments, says what of it has no effect, and hands it over.
@@ -80,16 +108,21 @@ fn with_config(name: &str, raw: &Raw, command: Command, run: impl FnOnce(Config)
         say(&help_of(name));
         return Ok(());
     }
-    if raw.args.is_empty() {
-        let why = format!("needs a config: qlora-engine {name} file.yaml");
-        return Err(Error::config(name, why));
-    }
-    let config = config::load(&raw.args)?;
+    let config = config_of(name, raw)?;
     config.validate_for(command)?;
     for line in no_effect_lines(&config.no_effect) {
         eprintln!("note: {line}");
     }
     run(config)
+}
+
+/// The config that a command's arguments name.
+fn config_of(name: &str, raw: &Raw) -> Result<Config> {
+    if raw.args.is_empty() {
+        let why = format!("needs a config: qlora-engine {name} file.yaml");
+        return Err(Error::config(name, why));
+    }
+    config::load(&raw.args)
 }
 
 /// The answer of a command to come. What its config asks for that will not be built is refused by name already.
@@ -205,7 +238,7 @@ mod tests {
 
     #[test]
     fn help_names_an_example() {
-        for name in ["train", "inspect", "plan"] {
+        for name in ["train", "inspect", "plan", "chat", "generate"] {
             assert!(help_of(name).contains(&format!("qlora-engine {name} ")), "{name}");
         }
     }

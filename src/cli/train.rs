@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::say;
+use super::{predict, say};
 use crate::config::Config;
 use crate::device;
 use crate::error::{Error, Result};
@@ -18,8 +18,21 @@ pub fn run(config: Config) -> Result<()> {
     if let Some(why) = device::built_without_kernels() {
         eprintln!("note: {why}");
     }
-    let mut shown = Shown { terminal: Terminal::new(config.train.disable_tqdm), stop: on_ctrl_c() };
-    let outcome = train::train(&config, &mut shown)?;
+    let t = &config.train;
+    let stop = on_ctrl_c("stopping after this step; Ctrl-C again leaves without saving");
+    if t.do_train || t.do_eval || !t.do_predict {
+        run_training(&config, stop.clone())?;
+    }
+    match (t.do_predict, t.do_train) {
+        (false, _) => Ok(()),
+        (true, false) => predict::run_until(&config, false, &stop),
+        (true, true) => predict::run_until(&predict::after_training(&config), false, &stop),
+    }
+}
+
+fn run_training(config: &Config, stop: Arc<AtomicBool>) -> Result<()> {
+    let mut shown = Shown { terminal: Terminal::new(config.train.disable_tqdm), stop };
+    let outcome = train::train(config, &mut shown)?;
     if let Some(saved) = outcome.stopped {
         return Err(Error::Stopped { step: outcome.step as usize, saved: Some(saved) });
     }
@@ -54,15 +67,15 @@ impl Observer for Shown {
     }
 }
 
-/// A flag that the first Ctrl-C (or SIGTERM) sets; the second ends the program at once.
-fn on_ctrl_c() -> Arc<AtomicBool> {
+/// A flag that the first Ctrl-C (or SIGTERM) sets, and is answered with `said`; the second ends the program at once.
+pub(super) fn on_ctrl_c(said: &'static str) -> Arc<AtomicBool> {
     let flag = Arc::new(AtomicBool::new(false));
     let set = flag.clone();
     let handler = move || {
         if set.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("\nstopping after this step; Ctrl-C again leaves without saving");
+        eprintln!("\n{said}");
     };
     if let Err(e) = ctrlc::set_handler(handler) {
         log::warn!("Ctrl-C will not save a checkpoint: {e}");

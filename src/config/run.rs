@@ -331,8 +331,6 @@ pub struct BenchmarkConfig {
     pub lang: Lang,
     /// Where results are written; it must not exist yet.
     pub save_dir: Option<PathBuf>,
-    /// Questions at a time (default 4), at least 1.
-    pub batch_size: usize,
 }
 
 /// The part of a benchmark whose questions are asked.

@@ -223,7 +223,7 @@ fn supervised(
 
 /// Lengths of prompt and answer within `cutoff` tokens: a side that takes less than half is kept whole, otherwise both
 /// are cut in proportion.
-fn infer_seqlen(prompt: usize, answer: usize, cutoff: usize) -> (usize, usize) {
+pub(super) fn infer_seqlen(prompt: usize, answer: usize, cutoff: usize) -> (usize, usize) {
     let most = if answer * 2 < cutoff {
         cutoff
     } else if prompt * 2 < cutoff {

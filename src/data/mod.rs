@@ -2,6 +2,7 @@
 //!
 //! rows -> [`Record`] (registry, readers, converters) -> [`Sample`] (template, tokenizer, packing) -> [`Batch`].
 
+pub mod ask;
 pub mod batch;
 pub mod cache;
 pub mod convert;

@@ -58,6 +58,31 @@ pub const NF4_BLOCK: u32 = 64;
 pub const NF4_BLOCK2: u32 = 256;
 pub const GEMM_NF4_128_SHARED: u32 = 42048;
 pub const GEMM_NF4_64_SHARED: u32 = 25664;
+pub const GGML_F16: u32 = 1;
+pub const GGML_Q4_0: u32 = 2;
+pub const GGML_Q4_1: u32 = 3;
+pub const GGML_Q5_0: u32 = 6;
+pub const GGML_Q5_1: u32 = 7;
+pub const GGML_Q8_0: u32 = 8;
+pub const GGML_Q2_K: u32 = 10;
+pub const GGML_Q3_K: u32 = 11;
+pub const GGML_Q4_K: u32 = 12;
+pub const GGML_Q5_K: u32 = 13;
+pub const GGML_Q6_K: u32 = 14;
+pub const GGML_CHUNK: u32 = 32;
+pub const GGML_SLACK: u32 = 16;
+pub const GEMV_BLOCK: u32 = 256;
+pub const GEMV_STEP: u32 = 128;
+pub const GEMV_8_N: u32 = 16;
+pub const GEMV_8_ROWS: u32 = 8;
+pub const GEMV_8_SHARED: u32 = 5120;
+pub const GEMV_NF4_8_SHARED: u32 = 6208;
+pub const GEMV_32_N: u32 = 32;
+pub const GEMV_32_ROWS: u32 = 32;
+pub const GEMV_32_SHARED: u32 = 36864;
+pub const GEMV_NF4_32_SHARED: u32 = 37952;
+pub const GGML_BLOCK: u32 = 256;
+pub const GGML_SHARED: u32 = 16384;
 pub const GRAD_NORM_BLOCK: u32 = 256;
 pub const GRAD_NORM_CHUNK: u32 = 16384;
 pub const KV_WRITE_BLOCK: u32 = 128;
@@ -369,6 +394,42 @@ pub struct Nf4Blocks {
 pub struct GemmNf4 {
     pub g: Gemm,
     pub w: Nf4Blocks,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Gemv {
+    pub y: *mut bf16,
+    pub x: *const bf16,
+    pub w: *const bf16,
+    pub x2: *const bf16,
+    pub w2: *const bf16,
+    pub bias: *const bf16,
+    pub add: *const bf16,
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
+    pub n: ::std::os::raw::c_longlong,
+    pub k: ::std::os::raw::c_longlong,
+    pub k2: ::std::os::raw::c_longlong,
+    pub alpha: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemvNf4 {
+    pub g: Gemv,
+    pub w: Nf4Blocks,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GemvGgml {
+    pub g: Gemv,
+    pub w: *const ::std::os::raw::c_uchar,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GgmlDequantise {
+    pub y: *mut bf16,
+    pub data: *const ::std::os::raw::c_uchar,
+    pub chunks: ::std::os::raw::c_longlong,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

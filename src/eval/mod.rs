@@ -1,6 +1,10 @@
 //! How good answers are: scores of texts, people's scores, and multiple-choice benchmarks.
 
 mod bleu;
+pub mod choice;
+pub mod compare;
+mod load;
+pub mod predict;
 mod rouge;
 pub mod words;
 
@@ -39,7 +43,12 @@ impl Scores {
 
 /// The mean over all pairs of (prediction, label); None without a pair.
 pub fn score<'t>(pairs: impl IntoIterator<Item = (&'t str, &'t str)>) -> Option<Scores> {
-    let all: Vec<Scores> = pairs.into_iter().map(|(prediction, label)| Scores::of(prediction, label)).collect();
+    mean(pairs.into_iter().map(|(prediction, label)| Scores::of(prediction, label)))
+}
+
+/// The mean of each score; None of none.
+fn mean(scores: impl IntoIterator<Item = Scores>) -> Option<Scores> {
+    let all: Vec<Scores> = scores.into_iter().collect();
     let mean = |of: fn(&Scores) -> f64| all.iter().map(of).sum::<f64>() / all.len() as f64;
     (!all.is_empty()).then(|| Scores {
         bleu4: mean(|s| s.bleu4),

@@ -4,6 +4,7 @@
 //! penalties, which it lacks, are OpenAI's and come right after the repetition penalty, as in vLLM. Probabilities are
 //! computed in f64, so a sum at the border of top-p is decided by the logits and not by rounding.
 
+use crate::config::GenerateConfig;
 use crate::error::{Error, Result};
 use crate::ops::philox::{Stream, words};
 
@@ -37,6 +38,21 @@ pub struct Sampling {
 }
 
 impl Sampling {
+    /// As a config's generation keys say.
+    pub fn of(config: &GenerateConfig, seed: u64) -> Sampling {
+        Sampling {
+            do_sample: config.do_sample,
+            temperature: config.temperature,
+            top_k: config.top_k,
+            top_p: config.top_p,
+            min_p: config.min_p,
+            repetition_penalty: config.repetition_penalty,
+            presence_penalty: config.presence_penalty,
+            frequency_penalty: config.frequency_penalty,
+            seed,
+        }
+    }
+
     /// The most likely token each time, without penalties.
     pub fn greedy() -> Sampling {
         Sampling {

@@ -72,7 +72,7 @@ enum Init {
 pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize, usize)) -> Result<Model> {
     let mut config = HfConfig::open(folder)?;
     if let Some(choice) = o.rope_scaling {
-        config.scale_rope(choice, o.max_positions);
+        families::scale(&mut config, choice, o.max_positions)?;
     }
     let spec = families::spec(&config, o.max_positions)?;
     let base = if o.from_scratch || o.config_only { None } else { Some(Base::open(folder, &config)?) };

@@ -147,7 +147,7 @@ fn groups_that_do_not_fit_are_refused() {
 fn parameters_are_set_and_refreshed() {
     let entry = |offset: usize, rows: usize, cols: usize| {
         let shape = vec![rows, cols];
-        Entry { name: format!("w{offset}"), offset, rows, cols, shape, decay: true }
+        Entry { name: format!("w{offset}"), offset, rows, cols, shape, decay: true, turned: false }
     };
     for (name, device) in kernel_devices() {
         let entries = vec![entry(0, 3, 5), entry(15, 7, 301), entry(15 + 2107, 1, 2)];

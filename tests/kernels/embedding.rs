@@ -10,7 +10,7 @@ const SHAPES: [(usize, usize); 6] = [(1, 1), (5, 13), (300, 12), (1100, 8), (9, 
 const VOCAB: usize = 19;
 const SEED: u64 = 0x1234_5678_9ABC_DEF0;
 
-/// x, x with noise, dtable (added to 1), the rows gathered from x and scattered back. With `slack` that many more tokens
+/// x, x with noise, x with another row added, dtable (added to 1), the rows gathered from x and scattered back. With `slack` that many more tokens
 /// and rows than are live.
 fn run((tokens, cols): (usize, usize), dtype: DType, device: &Device, slack: usize) -> Vec<Vec<f64>> {
     let picked: Vec<u32> = (0..tokens as u32).filter(|r| r % 3 != 1).collect();
@@ -32,6 +32,9 @@ fn run((tokens, cols): (usize, usize), dtype: DType, device: &Device, slack: usi
     let noise = Noise { bound: 0.25, stream: Stream { seed: SEED, step: 7, module: u32::MAX } };
     let x = embedding::fwd(slot, &ids, None).unwrap();
     let noisy = embedding::fwd(slot, &ids, Some(noise)).unwrap();
+    let mut added = embedding::fwd(slot, &ids, None).unwrap();
+    let more = tensor(&random(3, VOCAB * cols), VOCAB, cols, dtype, device);
+    embedding::add(&mut added, Slot::whole(&more), &ids).unwrap();
     let acc = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
     let mut grads = tensor(&vec![1.0; VOCAB * cols], 1, VOCAB * cols, acc, device);
     let dx = [bf16s(&random(2, tokens * cols)), vec![f64::NAN; slack * cols]].concat();
@@ -44,6 +47,7 @@ fn run((tokens, cols): (usize, usize), dtype: DType, device: &Device, slack: usi
     vec![
         first(&x, tokens),
         first(&noisy, tokens),
+        first(&added, tokens),
         grads.to_f64(),
         first(&gathered, picked.len()),
         first(&scattered, tokens),
@@ -58,7 +62,9 @@ fn kernels_give_the_bits_of_the_cpu() {
         assert_ne!(want[0], want[1], "noise does something");
         for slack in [0, 70] {
             let got = on_each(|device| run(shape, DType::Bf16, device, slack));
-            for (i, what) in ["x", "x with noise", "dtable", "gathered", "scattered"].into_iter().enumerate() {
+            for (i, what) in
+                ["x", "x with noise", "x with a row added", "dtable", "gathered", "scattered"].into_iter().enumerate()
+            {
                 assert_eq!(got[i], want[i], "{what} {shape:?}, {slack} rows of slack");
             }
         }

@@ -2,8 +2,12 @@
 
 mod adamw;
 mod attention;
+mod columns;
 mod embedding;
+mod families;
 mod gelu;
+mod gemv;
+mod ggml;
 mod grad_norm;
 mod kv_write;
 mod layer_norm;

@@ -22,6 +22,11 @@ fn rows_of_the_table_and_back() {
         .collect();
     assert_eq!(grads.to_f64(), want);
     assert!(embedding::fwd(slot, &Index::host(&[4]), None).is_err(), "an id beyond the table");
+    let mut sum = tensor(&dx, 3, 3, DType::F64);
+    embedding::add(&mut sum, slot, &Index::host(&ids)).unwrap();
+    let want: Vec<f64> = x.iter().zip(&dx).map(|(x, d)| x + d).collect();
+    assert_eq!(sum.to_f64(), want);
+    assert!(embedding::add(&mut sum, slot, &Index::host(&[0, 4, 0])).is_err(), "a position beyond the table");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod adamw;
 mod attention;
+mod columns;
 mod embedding;
 mod gelu;
 mod layer_norm;

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use qlora_engine::format::Checkpoint;
 use qlora_engine::format::safetensors::{Dtype, TensorSpec, write_file};
+use qlora_engine::format::{Checkpoint, TensorView};
 
 /// A file or folder under `tests/golden`.
 pub fn golden(path: &str) -> PathBuf {
@@ -22,6 +22,28 @@ pub fn values(file: &Checkpoint, name: &str) -> Vec<f32> {
     let mut out = vec![f32::NAN; view.len()];
     view.read_f32(&mut out).unwrap();
     out
+}
+
+/// Whether a matrix lies in its checkpoint as (in, out).
+pub fn lies_transposed(name: &str) -> bool {
+    [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|end| name.ends_with(end))
+}
+
+/// A (rows, cols) matrix -> (cols, rows).
+pub fn transposed<T: Copy>(x: &[T], rows: usize, cols: usize) -> Vec<T> {
+    (0..cols).flat_map(|c| (0..rows).map(move |r| x[r * cols + c])).collect()
+}
+
+/// A linear layer's matrix as (out, in).
+pub fn with_matrix<R>(file: &Checkpoint, name: &str, f: impl FnOnce(&TensorView) -> R) -> R {
+    let view = file.get(name).unwrap();
+    if !lies_transposed(name) {
+        return f(&view);
+    }
+    let ([rows, cols], size) = (<[usize; 2]>::try_from(view.shape).unwrap(), view.dtype.size());
+    let elements: Vec<&[u8]> = view.bytes.chunks_exact(size).collect();
+    let bytes = transposed(&elements, rows, cols).concat();
+    f(&TensorView { shape: &[cols, rows], bytes: &bytes, ..view })
 }
 
 pub fn widen(x: &[f32]) -> Vec<f64> {

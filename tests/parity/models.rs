@@ -12,9 +12,11 @@ use qlora_engine::quant::nf4::{Absmax, Nf4, double_quantise};
 use qlora_engine::tensor::{DType, Tensor};
 use qlora_engine::train::{Target, plan};
 
-use super::common::{Failures, distance, golden, json, relative, rewritten, values, widen};
+use super::common::{
+    Failures, distance, golden, json, lies_transposed, relative, rewritten, transposed, values, widen, with_matrix,
+};
 
-pub const FAMILIES: [&str; 5] = ["llama2", "llama3", "mistral", "qwen2", "qwen3"];
+pub const FAMILIES: [&str; 7] = ["llama2", "llama3", "mistral", "qwen2", "qwen3", "phi3", "gpt2"];
 
 /// How far an f64 pass may be from the golden one. That was rounded to f32 once, by 2^-24; and its tables of sines and
 /// cosines are those of f32 angles: below 8 radians they are off by up to 2^-22, which turns q and k by as much, and a
@@ -84,7 +86,7 @@ fn pass(model: &Model, policy: Policy) -> Passed {
     model.loss_and_grad(&batch, p, &mut loss, &mut flat).unwrap();
     let loss = loss.to_f64()[0] * scale;
     let flat = flat.to_f64();
-    let grads = model.params.entries.iter().map(|e| (e.name.clone(), flat[e.range()].to_vec())).collect();
+    let grads = model.params.entries.iter().map(|e| (e.name.clone(), e.as_saved(flat[e.range()].to_vec()))).collect();
     Passed { logits, loss, grads }
 }
 
@@ -134,6 +136,10 @@ fn dense() {
             cases.push(("rslora", PEFT, lora(&base, &stable)));
             cases.push(("full", "", config(&base, "finetuning_type: full")));
         }
+        if family == "gpt2" {
+            // Its tensors are called as on the hub, without `transformer.`
+            cases.push(("full", "transformer.", config(&base, "finetuning_type: full")));
+        }
         for (of, module) in [("llama3", "lm_head"), ("qwen3", "embed_tokens")] {
             if of == family {
                 cases.push((module, PEFT, lora(&base, &base.join(format!("adapter_{module}")))));
@@ -154,19 +160,22 @@ fn dense() {
 fn dequantised(base: &Path, to: &Path, dtype: Dtype, double: bool, offset: &dyn Fn(&str) -> Option<f32>) {
     let source = Checkpoint::open(base).unwrap();
     rewritten(base, to, "model.safetensors", dtype, |name, x| {
-        if !name.contains("_proj.weight") {
+        if ![".c_attn.weight", ".c_fc.weight", "_proj.weight"].iter().any(|end| name.ends_with(end)) {
             return;
         }
-        let mut q = Nf4::from_view(&source.get(name).unwrap(), false, 1).unwrap();
+        let mut q = with_matrix(&source, name, |view| Nf4::from_view(view, false, 1).unwrap());
         if double {
             let given = offset(name.trim_end_matches(".weight"));
             let Absmax::Plain(absmax) = &q.absmax else { panic!("not asked to double") };
             q.absmax = match given {
                 Some(offset) => double_quantise(absmax, offset),
-                None => Nf4::from_view(&source.get(name).unwrap(), true, 1).unwrap().absmax,
+                None => with_matrix(&source, name, |view| Nf4::from_view(view, true, 1).unwrap().absmax),
             };
         }
         q.dequantise_f32(x).unwrap();
+        if lies_transposed(name) {
+            *x = transposed(x, q.rows, q.cols);
+        }
     });
 }
 
@@ -185,7 +194,8 @@ fn nf4() {
             }
             let file = Checkpoint::open_file(&path).unwrap();
             let to = scratch.path().join(format!("{family}_{case}"));
-            let offset = |linear: &str| Some(values(&file, &format!("{linear}.offset"))[0]);
+            let prefix = if family == "gpt2" { "transformer." } else { "" };
+            let offset = |linear: &str| Some(values(&file, &format!("{prefix}{linear}.offset"))[0]);
             dequantised(&base, &to, Dtype::F32, double, &offset);
             let oracle = load(&to, &config, DType::F64, None);
             compare(&mut f, family, case, PEFT, &pass(&oracle, Policy::KEEP), ORACLE);

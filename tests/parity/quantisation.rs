@@ -5,7 +5,7 @@ use qlora_engine::format::{Checkpoint, Dtype, TensorView};
 use qlora_engine::quant::dynamic8;
 use qlora_engine::quant::nf4::{Absmax, CODE, Nf4, double_quantise};
 
-use super::common::{Failures, golden, values};
+use super::common::{Failures, golden, values, with_matrix};
 
 fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
@@ -78,8 +78,15 @@ fn nf4_of_the_models() {
                 continue;
             }
             let file = Checkpoint::open_file(&path).unwrap();
-            for linear in ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"] {
-                check(&mut f, &file, &base.get(&format!("{linear}.weight")).unwrap(), linear, double);
+            // Those whose quantisation is kept, in the golden file and in the checkpoint.
+            let linears = match family {
+                "gpt2" => ["transformer.h.0.attn.c_attn", "transformer.h.1.mlp.c_proj"],
+                "phi3" => ["model.layers.0.self_attn.qkv_proj", "model.layers.1.mlp.down_proj"],
+                _ => ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"],
+            };
+            for linear in linears {
+                let name = format!("{}.weight", linear.trim_start_matches("transformer."));
+                with_matrix(&base, &name, |weight| check(&mut f, &file, weight, linear, double));
             }
         }
     }

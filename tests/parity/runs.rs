@@ -46,7 +46,7 @@ fn runs() -> Vec<String> {
     let json = files.filter(|p| p.extension().is_some_and(|e| e == "json"));
     let mut names: Vec<String> = json.map(|p| p.file_stem().unwrap().to_str().unwrap().to_string()).collect();
     names.sort();
-    assert!(names.len() >= 69, "{} expected results", names.len());
+    assert!(names.len() >= 76, "{} expected results", names.len());
     names
 }
 

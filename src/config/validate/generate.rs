@@ -36,7 +36,7 @@ pub(super) fn read(s: &Settings) -> Result<GenerateConfig> {
 const MANY: i64 = 1 << 40;
 
 /// `task` and what belongs to it; None without a `task`.
-pub(super) fn benchmark(s: &Settings) -> Result<Option<BenchmarkConfig>> {
+pub(super) fn benchmark(s: &Settings, no_effect: &mut Vec<(String, String)>) -> Result<Option<BenchmarkConfig>> {
     const EXPECTED: &str =
         "a folder of `task_dir`, an underscore and a split, such as mmlu_test, ceval_validation or cmmlu_test";
     let task = s.text("task")?;
@@ -45,7 +45,6 @@ pub(super) fn benchmark(s: &Settings) -> Result<Option<BenchmarkConfig>> {
     let n_shot = s.count("n_shot", 5, 0)?;
     let lang = s.choice("lang", Lang::En, &[("en", Lang::En), ("zh", Lang::Zh)], &[])?;
     let save_dir = s.path("save_dir")?;
-    let batch_size = batch_size(s)?;
     let Some(task) = task else {
         return match ["task_dir", "n_shot", "lang", "save_dir"].into_iter().find(|key| s.is_set(key)) {
             Some(key) => Err(Error::config(key, "belongs to a benchmark: name it with `task`, such as mmlu_test")),
@@ -62,14 +61,9 @@ pub(super) fn benchmark(s: &Settings) -> Result<Option<BenchmarkConfig>> {
     if name.is_empty() || name.contains(['/', '\\']) || name.starts_with('.') {
         return Err(s.bad("task", EXPECTED));
     }
-    Ok(Some(BenchmarkConfig { task: name.to_string(), split, task_dir, n_shot, lang, save_dir, batch_size }))
-}
-
-/// `batch_size`, which is also the small-tutorial dialect's name of another key, or else `per_device_eval_batch_size`.
-fn batch_size(s: &Settings) -> Result<usize> {
-    let train = "per_device_train_batch_size";
-    match s.entry(train).is_some_and(|e| e.typed == "batch_size") {
-        true => s.count(train, 4, 1),
-        false => s.count("per_device_eval_batch_size", 4, 1),
+    // Also the small-tutorial dialect's name of another key.
+    if s.entry("per_device_train_batch_size").is_some_and(|e| e.typed == "batch_size") {
+        no_effect.push(("batch_size".into(), "prompts are read one by one, each from where it differs from the last".into()));
     }
+    Ok(Some(BenchmarkConfig { task: name.to_string(), split, task_dir, n_shot, lang, save_dir }))
 }

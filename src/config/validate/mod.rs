@@ -37,7 +37,7 @@ pub(super) fn build(settings: Settings) -> Result<Config> {
     let train = train::read(&settings, &mut no_effect)?;
     // Pretraining packs unless told otherwise.
     data.packing = settings.maybe_flag("packing")?.unwrap_or(tune.stage == Stage::Pt) || data.neat_packing;
-    let (generate, benchmark) = (generate::read(&settings)?, generate::benchmark(&settings)?);
+    let (generate, benchmark) = (generate::read(&settings)?, generate::benchmark(&settings, &mut no_effect)?);
     let export = export::read(&settings)?;
     let config = Config { model, data, tune, train, generate, benchmark, export, written, no_effect };
     together::check(&settings, &config)?;

@@ -269,11 +269,10 @@ fn a_benchmark_file_is_read() {
         n_shot: 3,
         lang: Lang::En,
         save_dir: Some("out".into()),
-        batch_size: 2,
     };
     assert_eq!(c.benchmark, Some(want));
     let c = yaml("model_name_or_path: m\ntask: ceval_validation\nlang: zh", &[]).unwrap().benchmark.unwrap();
-    assert_eq!((c.split, c.lang, c.n_shot, c.batch_size), (Split::Validation, Lang::Zh, 5, 4));
+    assert_eq!((c.split, c.lang, c.n_shot), (Split::Validation, Lang::Zh, 5));
     assert_eq!(refused(lora(&["n_shot=3"])).0, "n_shot");
     assert!(lora(&[]).unwrap().validate_for(Command::Eval).unwrap_err().to_string().contains("`task`"));
 }

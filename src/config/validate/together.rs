@@ -187,6 +187,12 @@ impl Config {
             true => Ok(()),
             false => Err(Error::config("output_dir", "is missing: name the folder for the result")),
         };
+        if command != Command::Eval && self.data.template.as_deref() == Some("fewshot") {
+            return Err(Error::config("template", "fewshot is for `eval` alone"));
+        }
+        if (t.do_predict || command == Command::Predict) && self.data.tokenized_path.is_some() {
+            return Err(Error::config("tokenized_path", "holds data for training: leave it out to predict"));
+        }
         match command {
             Command::Train => {
                 let preprocess = self.data.tokenized_path.is_some();

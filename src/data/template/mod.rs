@@ -8,6 +8,7 @@
 mod builtin;
 mod derive;
 mod jinja;
+mod ollama;
 mod pyjson;
 mod strftime;
 mod tools;
@@ -224,35 +225,36 @@ impl Template {
         Ok(pairs)
     }
 
-    /// This template as Ollama writes one: Go's, with `.System`, `.Prompt` and `.Response`, for one turn at a time. bos is left
-    /// to the model file. None if a turn has no place for what is said, or holds what that language would read.
-    pub fn ollama(&self, tokenizer: &Tokenizer, enable_thinking: Option<bool>) -> Option<String> {
-        let eos = tokenizer.eos().unwrap_or("");
-        let write = |slots: &[Slot]| -> Option<String> {
-            let text = |s: &Slot| match s {
-                Slot::Text(text) => text.as_str(),
-                Slot::Bos => "",
-                Slot::Eos => eos,
-            };
-            let whole: String = slots.iter().map(text).collect();
-            let (before, after) = whole.split_once("{{content}}")?;
-            let plain = |s: &str| !s.contains("{{") && !s.contains("}}");
-            (plain(before) && plain(after)).then(|| whole.clone())
-        };
-        let put = |slots: &[Slot], what: &str| write(slots).map(|t| t.replacen("{{content}}", what, 1));
-        let prefix: String =
-            self.prefix.iter().map(|s| if let Slot::Text(t) = s { t.as_str() } else { "" }).collect();
-        let system = format!("{{{{ if .System }}}}{}{{{{ end }}}}", put(&self.system, "{{ .System }}")?);
-        let question = match self.system_in_user {
-            true => put(&self.user, &format!("{system}{{{{ .Prompt }}}}"))?,
-            false => format!("{system}{{{{ if .Prompt }}}}{}{{{{ end }}}}", put(&self.user, "{{ .Prompt }}")?),
-        };
-        let thought = match self.reasoning && enable_thinking != Some(true) {
-            true => format!("{}{}", THOUGHT.0, THOUGHT.1),
-            false => String::new(),
-        };
-        let answer = put(&self.assistant, "{{ .Response }}")?;
-        (!prefix.contains("{{")).then(|| format!("{prefix}{question}{thought}{answer}"))
+    /// (prompt, answer) of the last answer in `messages`, as LLaMA-Factory's prediction sees them: the prompt is all that
+    /// comes before it. Both empty without a turn.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if tools or a function call are not the JSON they should be.
+    pub fn encode_oneturn(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        system: &str,
+        tools: &str,
+    ) -> Result<(Vec<u32>, Vec<u32>)> {
+        let mut messages = messages.to_vec();
+        let n = messages.len();
+        let keeps_last = !(self.reasoning && self.enable_thinking == Some(false));
+        if self.reasoning && !self.preserve_thinking {
+            for m in messages.iter_mut().take(n.saturating_sub(2)).skip(1).step_by(2) {
+                m.content = remove_thought(&m.content);
+            }
+        }
+        if let (false, Some(last)) = (keeps_last, messages.last_mut()) {
+            last.content = remove_thought(&last.content);
+        }
+        let mut turns = self.encode(tokenizer, &messages, system, tools)?;
+        let answer = turns.pop().unwrap_or_default();
+        let mut pair = (turns.concat(), answer);
+        if self.reasoning && messages.last().is_some_and(|m| has_no_thought(&m.content)) {
+            self.add_empty_thought(tokenizer, &mut pair)?;
+        }
+        Ok(pair)
     }
 
     /// The prompt for the next answer to `messages`, which end with a user or observation turn.

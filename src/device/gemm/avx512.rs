@@ -168,16 +168,24 @@ unsafe fn few<const R: usize>(t: &Few<f32>) {
         let n = (t.kc - k).min(16);
         // SAFETY: n elements of each of 16 lines and of each row of A.
         unsafe {
-            let y = x86::transpose16(x86::load16(lines, 4 * t.stride, 2 * n));
+            let mut y = x86::transpose16(x86::load16(lines, 4 * t.stride, 2 * n));
             x86::fetch(ahead, t.ahead_stride);
-            for e in 0..16 {
-                if e < n {
+            if R > x86::IN_REGISTERS {
+                x86::to_memory(&mut y);
+            }
+            if n == 16 {
+                x86::sixteen!(E, {
                     for i in 0..R {
-                        acc[i] = _mm512_fmadd_ps(
-                            _mm512_set1_ps(*a.add(i * A_STRIDE + e)),
-                            _mm512_castsi512_ps(y[e]),
-                            acc[i],
-                        );
+                        let x = _mm512_set1_ps(*a.add(i * A_STRIDE + E));
+                        acc[i] = _mm512_fmadd_ps(x, _mm512_castsi512_ps(y[E]), acc[i]);
+                    }
+                });
+            } else {
+                let tail = y;
+                for e in 0..n {
+                    for i in 0..R {
+                        let x = _mm512_set1_ps(*a.add(i * A_STRIDE + e));
+                        acc[i] = _mm512_fmadd_ps(x, _mm512_castsi512_ps(tail[e]), acc[i]);
                     }
                 }
             }

@@ -75,6 +75,20 @@ pub(super) unsafe fn put_lines(src: *const bf16, stride: usize, n: usize, kc: us
     }
 }
 
+/// `sum` and the products of the pair at `a` with 16 pairs.
+///
+/// # Safety
+/// A pair is readable at `a`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn step(sum: __m512, a: *const bf16, y: __m512i) -> __m512 {
+    // SAFETY: the caller's; a vector of 16 pairs is 16 x 32 bits in either type.
+    unsafe {
+        let x = _mm512_set1_epi32(a.cast::<i32>().read_unaligned());
+        _mm512_dpbf16_ps(sum, std::mem::transmute::<__m512i, __m512bh>(x), std::mem::transmute::<__m512i, __m512bh>(y))
+    }
+}
+
 /// R rows, V vectors of 16 columns.
 ///
 /// # Safety
@@ -120,14 +134,22 @@ unsafe fn few<const R: usize>(t: &Few<bf16>) {
         let n = (t.kc - k).min(32);
         // SAFETY: n elements (whole pairs) of each of 16 lines and of each row of A, whose pairs are aligned.
         unsafe {
-            let y = x86::transpose16(x86::load16(lines, 2 * t.stride, n));
+            let mut y = x86::transpose16(x86::load16(lines, 2 * t.stride, n));
             x86::fetch(ahead, t.ahead_stride);
-            for e in 0..16 {
-                if 2 * e < n {
-                    let y = std::mem::transmute::<__m512i, __m512bh>(y[e]);
+            if R > x86::IN_REGISTERS {
+                x86::to_memory(&mut y);
+            }
+            if n == 32 {
+                x86::sixteen!(E, {
                     for i in 0..R {
-                        let x = _mm512_set1_epi32(*a.add(i * A_STRIDE + 2 * e).cast::<i32>());
-                        acc[i] = _mm512_dpbf16_ps(acc[i], std::mem::transmute::<__m512i, __m512bh>(x), y);
+                        acc[i] = step(acc[i], a.add(i * A_STRIDE + 2 * E), y[E]);
+                    }
+                });
+            } else {
+                let tail = y;
+                for e in 0..n / 2 {
+                    for i in 0..R {
+                        acc[i] = step(acc[i], a.add(i * A_STRIDE + 2 * e), tail[e]);
                     }
                 }
             }

@@ -10,6 +10,7 @@ fn get(src: &Src<'_>, i: usize) -> f64 {
         Src::F32(x) => f64::from(x[i]),
         Src::Bf16(x) => x[i].to_f64(),
         Src::Nf4(q) => f64::from(q.get(i)),
+        Src::Ggml(q) => f64::from(q.get(i)),
     }
 }
 

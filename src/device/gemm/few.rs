@@ -8,10 +8,10 @@
 //!
 //! The bits are those of the other path: the same chain of accumulations, by the same instruction, in the same blocks.
 
-use super::View;
 use super::drive::{Args, Family, Out};
 use super::pack::{Elem, LINE_PAD};
 use super::scratch::{self, Scratch};
+use super::{Src, View};
 use crate::device::pool::Pool;
 use std::ops::Range;
 
@@ -104,6 +104,27 @@ fn cut(threads: usize, groups: usize, work: usize) -> (usize, usize) {
     (groups.div_ceil(step), step)
 }
 
+/// Brings elements `from .. from + len` of a source near, as far as there are any (a hint).
+#[inline]
+fn bring(src: &Src<'_>, from: usize, len: usize) {
+    let at = |e: usize| match src {
+        Src::F64(x) => x.as_ptr().wrapping_add(e).cast::<u8>(),
+        Src::F32(x) => x.as_ptr().wrapping_add(e).cast(),
+        Src::Bf16(x) => x.as_ptr().wrapping_add(e).cast(),
+        Src::Nf4(q) => q.packed.as_ptr().wrapping_add(e / 2),
+        Src::Ggml(q) => q.bytes.as_ptr().wrapping_add(e / q.block * q.block_bytes),
+    };
+    let (from, end) = (at(from), at(from + len));
+    #[cfg(target_arch = "x86_64")]
+    for i in (0..(end as usize).wrapping_sub(from as usize)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: any x86-64 has it, and it cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(i).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, end);
+}
+
 /// The sums of a group: FEW rows of LINES, whichever way.
 #[repr(C, align(64))]
 struct Sums([f32; 512]);
@@ -154,7 +175,9 @@ unsafe fn columns<F: Family>(job: &Job<'_, F::Elem>, groups: Range<usize>, s: &m
                         // SAFETY: line j of the buffer.
                         let line = unsafe { std::slice::from_raw_parts_mut(buffer.add(j * stride), kp) };
                         let (line, pad) = line.split_at_mut(kc);
-                        F::Elem::fetch(&b.src, start + j * b.col_stride, 1, line, F::SIMD);
+                        let from = start + j * b.col_stride;
+                        bring(&b.src, from + F::LINES * b.col_stride, kc);
+                        F::Elem::fetch(&b.src, from, 1, line, F::SIMD);
                         pad.fill(F::Elem::default());
                     }
                     (buffer.cast_const(), stride, buffer.cast_const().cast())

@@ -1,19 +1,21 @@
-//! Matrix products on the CPU: C = alpha * A * B + beta * C over strided views of f32, bf16 and NF4 data.
+//! Matrix products on the CPU: C = alpha * A * B + beta * C over strided views of f32, bf16, NF4 and ggml data.
 //!
 //! | A, B | products and sums | kernels |
 //! |---|---|---|
-//! | bf16, bf16 or NF4 | exact products, f32 sums | AMX, AVX512-BF16; elsewhere widened and done as f32 |
+//! | bf16, bf16 or NF4 or ggml blocks | exact products, f32 sums | AMX, AVX512-BF16; elsewhere widened and done as f32 |
 //! | any other 16/32-bit pair | f32 | AVX-512, AVX2, portable |
 //! | an f64 anywhere (C included) | f64 | one plain loop |
 //!
 //! **Bits.** C[i,j] depends on row i of A, column j of B, K, alpha, beta and the instruction set, and on nothing else:
 //! not on M, N, the thread count, the strides, or the element's place in a tile. K is cut into blocks of a fixed
 //! length; within a block every element is one chain of accumulations in ascending k, by the same instruction in whole
-//! and ragged tiles; between blocks the sum stays in f32. A bf16 C is rounded once, at the end.
+//! and ragged tiles; between blocks the sum stays in f32. A bf16 C is rounded once, at the end. Quantised weights have
+//! the bits of the same matrix expanded to f32, or to bf16 where A is bf16.
 //!
 //! **How.** (`drive`) C is cut into tasks. A task packs its columns of B, all of K or a long piece, into a buffer that
 //! stays in the L2 cache, then walks down its rows a micro-panel of A at a time (in L1) and sweeps the panel over the
-//! columns. NF4 is expanded by the packing step (`nf4`). Scratch is kept per thread: no allocation in the steady state.
+//! columns. NF4 and ggml blocks are expanded by the packing step (`nf4`, `ggml`). With few rows of A, as in decoding, the
+//! weights are not packed but multiplied where they lie (`few`). Scratch is kept per thread: no allocation in the steady state.
 
 #![allow(
     clippy::needless_range_loop,
@@ -31,6 +33,7 @@ mod avx512bf16;
 mod drive;
 mod f64;
 mod few;
+mod ggml;
 mod isa;
 mod nf4;
 mod pack;
@@ -38,9 +41,14 @@ mod portable;
 mod scratch;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_quantised;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_ggml;
 
+pub use ggml::{GGML_BLOCK_MAX, GgmlFast, GgmlRef};
 pub use isa::Isa;
 pub use nf4::{Absmax, NF4_BLOCK, Nf4Ref};
 
@@ -58,9 +66,11 @@ pub enum Src<'a> {
     Bf16(&'a [bf16]),
     /// 4-bit NormalFloat; B only.
     Nf4(Nf4Ref<'a>),
+    /// ggml blocks; B only.
+    Ggml(GgmlRef<'a>),
 }
 
-/// A matrix: element (i, j) is `src[i * row_stride + j * col_stride]` (for NF4: of the flattened matrix).
+/// A matrix: element (i, j) is `src[i * row_stride + j * col_stride]` (for NF4 and ggml blocks: of the flattened matrix).
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     /// The elements.
@@ -95,6 +105,10 @@ impl<'a> View<'a> {
     /// The quantised row-major (rows, cols) matrix.
     pub fn nf4(x: Nf4Ref<'a>, rows: usize, cols: usize) -> View<'a> {
         View::new(Src::Nf4(x), rows, cols)
+    }
+    /// The row-major (rows, cols) matrix in blocks, each row whole blocks.
+    pub fn ggml(x: GgmlRef<'a>, rows: usize, cols: usize) -> View<'a> {
+        View::new(Src::Ggml(x), rows, cols)
     }
     /// The transpose; moves nothing.
     #[must_use]
@@ -150,8 +164,8 @@ impl<'a> DstView<'a> {
 /// `beta` is 0 (C is overwritten and never read: a NaN in it does not matter) or 1. Rounding: see the module.
 ///
 /// # Panics
-/// On a programmer's error: shapes that do not fit, a view that reaches outside its slice, another `beta`, an NF4 A,
-/// or NF4 beside f64.
+/// On a programmer's error: shapes that do not fit, a view that reaches outside its slice, another `beta`, a quantised
+/// A, ggml blocks of impossible sizes.
 pub fn gemm(pool: Option<&Pool>, alpha: f32, a: View<'_>, b: View<'_>, beta: f32, c: DstView<'_>) {
     gemm_with(Isa::best(), pool, alpha, a, b, beta, c);
 }
@@ -170,10 +184,13 @@ pub fn gemm_with(isa: Isa, pool: Option<&Pool>, alpha: f32, a: View<'_>, b: View
     if is_f64 {
         return f64::gemm(pool, alpha, &a, &b, beta, &mut c);
     }
-    let both_bf16 = matches!((&a.src, &b.src), (Src::Bf16(_), Src::Bf16(_) | Src::Nf4(_)));
+    let both_bf16 = matches!((&a.src, &b.src), (Src::Bf16(_), Src::Bf16(_) | Src::Nf4(_) | Src::Ggml(_)));
     let mut b = b;
-    if let (true, Src::Nf4(q)) = (both_bf16, &mut b.src) {
-        q.round_bf16 = true; // the same values where bf16 is widened
+    match &mut b.src {
+        // The same values where bf16 is widened.
+        Src::Nf4(q) if both_bf16 => q.round_bf16 = true,
+        Src::Ggml(q) if both_bf16 => q.round_bf16 = true,
+        _ => {}
     }
     let args = drive::Args { pool, alpha, a: &a, b: &b, accumulate: beta != 0.0, c: &mut c };
     match isa {
@@ -221,11 +238,15 @@ fn check(a: &View<'_>, b: &View<'_>, c: &DstView<'_>, beta: f32) {
             Src::F32(x) => x.len(),
             Src::Bf16(x) => x.len(),
             Src::Nf4(x) => x.len(),
+            Src::Ggml(x) => {
+                x.check();
+                x.len()
+            }
         };
         let end = extent(v.rows, v.cols, v.row_stride, v.col_stride);
         assert!(end.is_some_and(|e| e <= len), "gemm: the view {name} reaches to {end:?} of {len} elements");
     }
-    assert!(!matches!(a.src, Src::Nf4(_)), "gemm: NF4 is taken as B only");
+    assert!(!matches!(a.src, Src::Nf4(_) | Src::Ggml(_)), "gemm: quantised matrices are taken as B only");
     let len = match &c.dst {
         Dst::F64(x) => x.len(),
         Dst::F32(x) => x.len(),

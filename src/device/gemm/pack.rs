@@ -7,6 +7,7 @@
 //! the last are not touched: they only reach rows of the tile that are never stored.
 
 use super::drive::Family;
+use super::ggml::FromBlocks;
 use super::nf4::Expand;
 use super::{Src, View};
 use crate::device::simd::wide;
@@ -24,7 +25,7 @@ pub(super) enum Simd {
 }
 
 /// A number type that kernels read.
-pub(super) trait Elem: Copy + Default + Expand + 'static {
+pub(super) trait Elem: Copy + Default + Expand + FromBlocks + 'static {
     /// How many k stand side by side in a B panel.
     const PAIR: usize;
     /// The elements themselves, where the source has this type.
@@ -56,6 +57,7 @@ impl Elem for f32 {
                 }
             }
             Src::Nf4(q) => fetch_nf4(q, start, step, out, simd),
+            Src::Ggml(q) => fetch_ggml(q, start, step, out, simd),
             Src::F64(_) => unreachable!("f64 has its own path"),
         }
     }
@@ -70,7 +72,8 @@ impl Elem for bf16 {
         match src {
             Src::Bf16(x) => copy(x, start, step, out),
             Src::Nf4(q) => fetch_nf4(q, start, step, out, simd),
-            Src::F32(_) | Src::F64(_) => unreachable!("bf16 kernels get bf16 and NF4 only"),
+            Src::Ggml(q) => fetch_ggml(q, start, step, out, simd),
+            Src::F32(_) | Src::F64(_) => unreachable!("bf16 kernels get bf16 and quantised matrices only"),
         }
     }
 }
@@ -93,6 +96,15 @@ fn fetch_nf4<T: Expand>(q: &super::Nf4Ref<'_>, start: usize, step: usize, out: &
     }
     for (i, o) in out.iter_mut().enumerate() {
         *o = T::of(q.get(start + i * step));
+    }
+}
+
+fn fetch_ggml<T: FromBlocks>(q: &super::GgmlRef<'_>, start: usize, step: usize, out: &mut [T], simd: Simd) {
+    if step == 1 {
+        return q.expand(start, out, simd);
+    }
+    for (i, o) in out.iter_mut().enumerate() {
+        q.expand(start + i * step, std::slice::from_mut(o), simd);
     }
 }
 

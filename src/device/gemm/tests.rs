@@ -3,32 +3,35 @@
 use super::*;
 use std::sync::OnceLock;
 
-fn isas() -> Vec<Isa> {
+pub(super) fn isas() -> Vec<Isa> {
     Isa::ALL.into_iter().filter(|i| i.is_available()).collect()
 }
 
-fn pool(threads: usize) -> &'static Pool {
+pub(super) fn pool(threads: usize) -> &'static Pool {
     static POOLS: OnceLock<[Pool; 2]> = OnceLock::new();
     &POOLS.get_or_init(|| [Pool::new(2), Pool::new(3)])[threads - 2]
 }
 
 /// A seeded generator (splitmix64).
-struct Rng(u64);
+pub(super) struct Rng(u64);
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(super) fn new(seed: u64) -> Rng {
+        Rng(seed)
+    }
+    pub(super) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
     /// In [-1, 1), never subnormal.
-    fn unit(&mut self) -> f32 {
+    pub(super) fn unit(&mut self) -> f32 {
         (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
-    fn f32s(&mut self, n: usize) -> Vec<f32> {
+    pub(super) fn f32s(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.unit()).collect()
     }
-    fn bf16s(&mut self, n: usize) -> Vec<bf16> {
+    pub(super) fn bf16s(&mut self, n: usize) -> Vec<bf16> {
         (0..n).map(|_| bf16::from_f32(self.unit())).collect()
     }
 }
@@ -94,7 +97,7 @@ enum Data {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Kind {
+pub(super) enum Kind {
     F32,
     Bf16,
     Nf4,
@@ -102,7 +105,7 @@ enum Kind {
 }
 
 /// An operand (rows, cols) stored row-major, or transposed, with `gap` extra elements between the stored rows.
-struct Operand {
+pub(super) struct Operand {
     data: Data,
     rows: usize,
     cols: usize,
@@ -111,7 +114,7 @@ struct Operand {
 }
 
 impl Operand {
-    fn random(kind: Kind, rows: usize, cols: usize, transposed: bool, gap: usize, rng: &mut Rng) -> Operand {
+    pub(super) fn random(kind: Kind, rows: usize, cols: usize, transposed: bool, gap: usize, rng: &mut Rng) -> Operand {
         let (r, c) = if transposed { (cols, rows) } else { (rows, cols) };
         let gap = if matches!(kind, Kind::F32 | Kind::Bf16) { gap } else { 0 };
         let n = r * (c + gap);
@@ -123,7 +126,7 @@ impl Operand {
         };
         Operand { data, rows, cols, transposed, gap }
     }
-    fn view(&self) -> View<'_> {
+    pub(super) fn view(&self) -> View<'_> {
         let src = match &self.data {
             Data::F32(x) => Src::F32(x),
             Data::Bf16(x) => Src::Bf16(x),

@@ -63,6 +63,27 @@ pub(super) unsafe fn load16(src: *const u8, stride: usize, n: usize) -> [__m512i
     r
 }
 
+/// Rows up to which a kernel for few rows has its transposed block in registers, beside the sums.
+pub(super) const IN_REGISTERS: usize = 2;
+
+/// Keeps the compiler from holding (or making late, one by one) vectors in registers that the sums need.
+#[inline]
+pub(super) fn to_memory(y: &mut [__m512i; 16]) {
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {} */", in(reg) y.as_mut_ptr(), options(nostack, preserves_flags)) }
+}
+
+/// The block with e = 0, 1, ..., 15 as constants: registers y[e] stay registers.
+macro_rules! sixteen {
+    ($e:ident, $body:block) => {
+        $crate::device::gemm::x86::sixteen!(@ $e, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $e:ident, $body:block, $($n:literal)*) => {
+        $({ const $e: usize = $n; $body })*
+    };
+}
+pub(super) use sixteen;
+
 /// Brings 128 bytes of each of [`STREAMS`] runs into the L2 cache (a hint: it cannot fault).
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -244,7 +265,7 @@ pub(super) unsafe fn widen(src: *const bf16, n: usize, out: *mut f32) {
 /// Rounds f32 bits to bf16, to nearest even, in the upper half of each lane; NaN stays a (quiet) NaN.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn round_to_upper(v: __m512) -> __m512i {
+pub(super) fn round_to_upper(v: __m512) -> __m512i {
     let bits = _mm512_castps_si512(v);
     let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
     let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));

@@ -17,7 +17,9 @@ impl<'a> Matrix<'a> {
         let src = match self {
             Matrix::Dense(s) => T::src(s.slice::<T>()),
             Matrix::Nf4(q) => Src::Nf4(nf4_ref(q, !transpose)),
-            Matrix::DeviceNf4(_) | Matrix::Planned(..) => unreachable!("refused by the op's check, or only counted"),
+            Matrix::DeviceNf4(_) | Matrix::DeviceGgml(_) | Matrix::Planned(..) => {
+                unreachable!("refused by the op's check, or only counted")
+            }
         };
         let view = View::new(src, o, i);
         if transpose { view.t() } else { view }

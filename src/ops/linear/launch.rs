@@ -2,7 +2,7 @@ use super::{Linear, Lora, Matrix, Scratch};
 use crate::device::{Launcher, abi, kernels};
 use crate::error::Result;
 use crate::ops::product::{self, Operand, Out};
-use crate::ops::{Slot, size};
+use crate::ops::{Slot, no_kernel, size};
 use crate::quant::DeviceNf4;
 use crate::tensor::Tensor;
 
@@ -119,6 +119,13 @@ fn weights<'a>(w: &Matrix<'a>, scratch: Option<&mut Tensor>) -> Result<Weights<'
             Ok(Weights::Dense(Operand::of("linear w", dense)?))
         }
         (Matrix::DeviceNf4(q), None) => Ok(Weights::Nf4(q)),
+        (Matrix::DeviceGgml(q), Some(dense)) => {
+            q.dequantise(0..q.rows, dense)?;
+            Ok(Weights::Dense(Operand::of("linear w", dense)?))
+        }
+        (Matrix::DeviceGgml(_), None) => {
+            Err(no_kernel("linear w", "blocks of ggml without a place to dequantise them"))
+        }
         (Matrix::Nf4(_) | Matrix::Planned(..), _) => unreachable!("refused by the op's check, or only counted"),
     }
 }

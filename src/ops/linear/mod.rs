@@ -1,6 +1,6 @@
 //! A linear layer with its adapter: y = x W^T + bias + s drop(x) A^T B^T (+ add).
 //!
-//! `W` (out, in) is dense or NF4, `A` (r, in), `B` (out, r), `s` = alpha / r or alpha / sqrt(r). Hu et al. 2021,
+//! `W` (out, in) is dense, NF4 or in blocks of ggml, `A` (r, in), `B` (out, r), `s` = alpha / r or alpha / sqrt(r). Hu et al. 2021,
 //! arXiv:2106.09685; NF4 base: Dettmers et al. 2023, arXiv:2305.14314.
 //!
 //! Backward, with P = s drop(x) A^T saved and Q = s dy B:
@@ -8,10 +8,15 @@
 //!
 //! The layer never owns its input: the caller hands `x` to `bwd` again, kept or rebuilt.
 //!
+//! [`decode`] is the forward pass for the few rows of a step of generation.
+//!
 //! Rounding on kernels: P and Q to bf16, as drop(x); y and dx once, all their terms being summed in f32.
 
 mod cpu;
+mod decode;
 mod launch;
+
+pub use decode::decode;
 
 use crate::by_dtype;
 use crate::device::Exec;
@@ -21,7 +26,7 @@ use crate::format::Dtype;
 use crate::ops::philox::Stream;
 use crate::ops::{Slot, no_kernel, product};
 use crate::quant::nf4::{self, Nf4};
-use crate::quant::{DeviceNf4, dynamic8};
+use crate::quant::{DeviceGgml, DeviceNf4, dynamic8};
 use crate::tensor::{DType, Tensor};
 
 /// The matrix (out, in) of a layer.
@@ -32,6 +37,8 @@ pub enum Matrix<'a> {
     Nf4(&'a Nf4),
     /// As `Nf4`, in the memory of a device that runs kernels.
     DeviceNf4(&'a DeviceNf4),
+    /// Frozen, in blocks of ggml, in the memory of a device that runs kernels.
+    DeviceGgml(&'a DeviceGgml),
     /// Frozen NF4 of a planned model: (out, in).
     Planned(usize, usize),
 }
@@ -42,6 +49,7 @@ impl Matrix<'_> {
             Matrix::Dense(s) => (s.rows, s.cols),
             Matrix::Nf4(q) => (q.rows, q.cols),
             Matrix::DeviceNf4(q) => (q.rows, q.cols),
+            Matrix::DeviceGgml(q) => (q.rows, q.cols),
             Matrix::Planned(out, inn) => (*out, *inn),
         }
     }
@@ -53,11 +61,12 @@ impl Matrix<'_> {
         }
     }
 
-    /// The place of a bf16 copy, where kernels need one: the blocks of a quantised matrix straddle its rows if a row is not
-    /// whole blocks, and the product reads whole blocks.
+    /// The place of a bf16 copy, where kernels need one: the blocks of an NF4 matrix straddle its rows if a row is not
+    /// whole blocks, and the product reads whole blocks; of ggml's blocks it reads none.
     fn scratch(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let (out, inn) = self.dims();
         match self {
+            Matrix::DeviceGgml(_) => Ok(Some(Tensor::unwritten(out, inn, x.dtype(), x.device())?)),
             Matrix::DeviceNf4(_) | Matrix::Planned(..)
                 if x.device().runs_kernels() && !inn.is_multiple_of(nf4::BLOCK) =>
             {
@@ -227,6 +236,9 @@ fn check(x: &Tensor, l: &Linear) -> Result<(usize, usize)> {
             return Err(no_kernel("linear w", "an NF4 matrix outside device memory"));
         }
         Matrix::DeviceNf4(q) if !q.device().same(x.device()) => {
+            return Err(Error::shape("linear w", "lies in the memory of another device than x"));
+        }
+        Matrix::DeviceGgml(q) if !q.device().same(x.device()) => {
             return Err(Error::shape("linear w", "lies in the memory of another device than x"));
         }
         _ => {}

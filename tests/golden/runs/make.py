@@ -105,6 +105,10 @@ RUNS = {
     "llama3_nf4": family("llama3", template="llama3") | NF4,
     "mistral": family("mistral", template="mistral"),
     "mistral_nf4": family("mistral", template="mistral") | NF4,
+    "phi3": family("phi3", template="llama2", cutoff_len=64),
+    "phi3_nf4": family("phi3", template="llama2", cutoff_len=64) | NF4,
+    "gpt2": family("gpt2", template="chatml", cutoff_len=64),
+    "gpt2_nf4": family("gpt2", template="chatml", cutoff_len=64) | NF4,
     # row formats
     "sharegpt": {"dataset": "sharegpt"},
     "messages": {"dataset": "messages"},
@@ -156,6 +160,16 @@ RUNS = {
     | family("llama2", template="llama2", adapter_name_or_path=None)
     | {"finetuning_type": "full", "learning_rate": 5.0e-4},
     "freeze": NO_ADAPTER | {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "learning_rate": 5.0e-4},
+    "full_phi3": NO_ADAPTER
+    | family("phi3", template="llama2", adapter_name_or_path=None, cutoff_len=64)
+    | {"finetuning_type": "full", "learning_rate": 5.0e-4},
+    "full_gpt2": NO_ADAPTER
+    | family("gpt2", template="chatml", adapter_name_or_path=None, cutoff_len=64)
+    | {"finetuning_type": "full", "learning_rate": 5.0e-4},
+    "freeze_gpt2": NO_ADAPTER
+    | family("gpt2", template="chatml", adapter_name_or_path=None, cutoff_len=64)
+    | {"finetuning_type": "freeze", "freeze_trainable_layers": 1, "freeze_trainable_modules": "attn,ln_2"}
+    | {"freeze_extra_modules": "wpe,ln_f", "learning_rate": 5.0e-4},
     "rslora": {"adapter_name_or_path": "../models/qwen3/adapter_rslora"},
     "additional_target": family("llama3", template="llama3", adapter_name_or_path="../models/llama3/adapter_lm_head"),
     "embed_tokens": {"adapter_name_or_path": "../models/qwen3/adapter_embed_tokens"},

@@ -1,0 +1,154 @@
+//! The forward pass of few rows, for decoding: on kernels memory-bound products that read W once. Formulas and what a row's
+//! bits depend on: kernels/gemv.h.
+
+use std::ptr;
+
+use super::{Linear, Matrix, check, fwd, product_flops};
+use crate::device::{Exec, Kernel, Launcher, Params, abi, kernels};
+use crate::error::{Error, Result};
+use crate::format::gguf::GgmlType;
+use crate::ops::{Slot, bf16_only, no_kernel, size};
+use crate::tensor::Tensor;
+
+/// As [`fwd`], for generation: the bits of a row of y depend on that row of `x` alone, however many rows there are; and
+/// nothing is saved.
+///
+/// # Errors
+/// As [`fwd`]; also for a layer with dropout.
+pub fn decode(x: &Tensor, l: &Linear, add: Option<&Tensor>) -> Result<Tensor> {
+    let (out, _) = check(x, l)?;
+    if l.lora.is_some_and(|lora| lora.dropout.is_some()) {
+        return Err(Error::shape("linear decode", "has dropout, which belongs to training"));
+    }
+    if !x.device().runs_kernels() {
+        return Ok(fwd(x, l, add)?.0);
+    }
+    if let Some(t) = add {
+        t.expect("linear add", x.rows(), out, x.dtype())?;
+    }
+    let mut y = x.rows_like(out, x.dtype())?;
+    let mut p = match &l.lora {
+        Some(lora) => Some(x.rows_like(lora.a.rows, x.dtype())?),
+        None => None,
+    };
+    let mut scratch = if reads_blocks(&l.w) { None } else { l.w.scratch(x)? };
+    match x.device().exec() {
+        Exec::Kernels(launcher) => launch(launcher, &mut y, x, l, add, p.as_mut(), scratch.as_mut())?,
+        Exec::Plan(c) => c.flops(product_flops(x.rows(), l)),
+        Exec::Cpu(_) => return Err(no_kernel("linear decode", "a device that runs none")),
+    }
+    Ok(y)
+}
+
+/// A kernel for up to 8 rows and one for more; both give the same bits.
+struct Pair<P> {
+    few: Kernel<P>,
+    many: Kernel<P>,
+}
+
+/// How many columns and rows of y a block of threads computes, and its shared memory (with NF4's tables).
+struct Tile {
+    n: u32,
+    rows: u32,
+    shared: u32,
+    shared_nf4: u32,
+}
+
+const FEW: Tile =
+    Tile { n: abi::GEMV_8_N, rows: abi::GEMV_8_ROWS, shared: abi::GEMV_8_SHARED, shared_nf4: abi::GEMV_NF4_8_SHARED };
+const MANY: Tile = Tile {
+    n: abi::GEMV_32_N,
+    rows: abi::GEMV_32_ROWS,
+    shared: abi::GEMV_32_SHARED,
+    shared_nf4: abi::GEMV_NF4_32_SHARED,
+};
+
+const DENSE: Pair<abi::Gemv> = Pair { few: kernels::GEMV_DENSE_8, many: kernels::GEMV_DENSE_32 };
+const NF4: Pair<abi::GemvNf4> = Pair { few: kernels::GEMV_NF4_8, many: kernels::GEMV_NF4_32 };
+
+/// The kernels that read blocks of this type; the others are dequantised first.
+fn of_blocks(ty: GgmlType) -> Option<Pair<abi::GemvGgml>> {
+    Some(match ty {
+        GgmlType::Q4_0 => Pair { few: kernels::GEMV_Q4_0_8, many: kernels::GEMV_Q4_0_32 },
+        GgmlType::Q5_0 => Pair { few: kernels::GEMV_Q5_0_8, many: kernels::GEMV_Q5_0_32 },
+        GgmlType::Q8_0 => Pair { few: kernels::GEMV_Q8_0_8, many: kernels::GEMV_Q8_0_32 },
+        GgmlType::Q4K => Pair { few: kernels::GEMV_Q4_K_8, many: kernels::GEMV_Q4_K_32 },
+        GgmlType::Q5K => Pair { few: kernels::GEMV_Q5_K_8, many: kernels::GEMV_Q5_K_32 },
+        GgmlType::Q6K => Pair { few: kernels::GEMV_Q6_K_8, many: kernels::GEMV_Q6_K_32 },
+        _ => return None,
+    })
+}
+
+fn reads_blocks(w: &Matrix) -> bool {
+    matches!(w, Matrix::DeviceGgml(q) if of_blocks(q.ty).is_some())
+}
+
+/// Enqueues P = s x A^T where there is an adapter, then y = P B^T + x W^T + bias + add. Shapes were checked by [`decode`].
+fn launch(
+    l: &Launcher,
+    y: &mut Tensor,
+    x: &Tensor,
+    layer: &Linear,
+    add: Option<&Tensor>,
+    p: Option<&mut Tensor>,
+    scratch: Option<&mut Tensor>,
+) -> Result<()> {
+    bf16_only("linear x", x)?;
+    let mut g = params(y, x)?;
+    if let (Some(lora), Some(p)) = (&layer.lora, p) {
+        let mid = abi::Gemv { alpha: lora.scale as f32, ..params(p, x)? };
+        enqueue(l, &DENSE, &abi::Gemv { w: lora.a.ptr(), ..mid }, &mid, false)?;
+        g = abi::Gemv { x2: p.ptr(), w2: lora.b.ptr(), k2: size("linear rank", lora.b.cols)?, ..g };
+    }
+    g.bias = layer.bias.map_or(ptr::null(), |bias: Slot| bias.ptr());
+    g.add = add.map_or(ptr::null(), Tensor::ptr);
+    let dense = |w| enqueue(l, &DENSE, &abi::Gemv { w, ..g }, &g, false);
+    match (&layer.w, scratch) {
+        (Matrix::Dense(w), _) => dense(w.ptr()),
+        (Matrix::DeviceNf4(q), None) => enqueue(l, &NF4, &abi::GemvNf4 { g, w: q.blocks() }, &g, true),
+        (Matrix::DeviceNf4(q), Some(scratch)) => {
+            q.dequantise(0..q.rows, scratch)?;
+            dense(scratch.ptr())
+        }
+        (Matrix::DeviceGgml(q), scratch) => match (of_blocks(q.ty), scratch) {
+            (Some(pair), _) => enqueue(l, &pair, &abi::GemvGgml { g, w: q.ptr() }, &g, false),
+            (None, Some(scratch)) => {
+                q.dequantise(0..q.rows, scratch)?;
+                dense(scratch.ptr())
+            }
+            (None, None) => Err(no_kernel("linear w", "blocks of ggml without a place to dequantise them")),
+        },
+        (Matrix::Nf4(_) | Matrix::Planned(..), _) => unreachable!("refused by the op's check, or only counted"),
+    }
+}
+
+/// y = x W^T, without W yet.
+fn params(y: &mut Tensor, x: &Tensor) -> Result<abi::Gemv> {
+    Ok(abi::Gemv {
+        y: y.ptr_mut(),
+        x: x.ptr(),
+        w: ptr::null(),
+        x2: ptr::null(),
+        w2: ptr::null(),
+        bias: ptr::null(),
+        add: ptr::null(),
+        live: x.live(),
+        rows: size("linear rows", x.rows())?,
+        n: size("linear columns", y.cols())?,
+        k: size("linear columns", x.cols())?,
+        k2: 0,
+        alpha: 1.0,
+    })
+}
+
+fn enqueue<P: Params>(l: &Launcher, pair: &Pair<P>, p: &P, g: &abi::Gemv, nf4: bool) -> Result<()> {
+    let few = g.rows <= i64::from(FEW.rows);
+    let (kernel, tile) = if few { (pair.few, FEW) } else { (pair.many, MANY) };
+    let blocks = |n: i64, of: u32| usize::try_from(n).unwrap_or(usize::MAX).div_ceil(of as usize);
+    let shared = if nf4 { tile.shared_nf4 } else { tile.shared };
+    l.kernel(kernel)
+        .grid3(blocks(g.n, tile.n), blocks(g.rows, tile.rows), 1)
+        .block(abi::GEMV_BLOCK)
+        .shared(shared as usize)
+        .launch(p)
+}
