@@ -44,6 +44,8 @@ pub(super) struct Context<'a> {
     /// Whether sliding windows apply.
     pub windows: bool,
     pub dropout: Option<Dropout>,
+    /// A pass of few rows, each of which has the bits that it would have alone, and after which there is no backward one.
+    pub few_rows: bool,
 }
 
 /// q, k and v as the projections gave them, and the adapters' intermediates.
@@ -265,7 +267,7 @@ impl Block {
     }
 
     pub(super) fn mid(&self, x: &Tensor, o: &Tensor, c: Context) -> Result<Mid> {
-        let (mid, saved) = linear::fwd(o, &self.o.linear(c.params, c.dropout), Some(x))?;
+        let (mid, saved) = self.o.fwd(o, c, Some(x))?;
         Ok(Mid { mid, saved })
     }
 

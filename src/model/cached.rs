@@ -14,6 +14,9 @@ use crate::ops::linear::{self, Linear, Matrix};
 use crate::ops::{attention, embedding, rms_norm, size};
 use crate::tensor::{Index, Live, Tensor};
 
+/// Rows of a pass that continues sequences are rounded up to multiples of this on kernels.
+const FEW: usize = 8;
+
 impl Model {
     /// Reads `ids` behind what each sequence holds, and gives the logits (sequences, vocabulary) after the last of each, in
     /// the activations' dtype. `adapter` is one of the attached; None: the model as it is.
@@ -57,7 +60,8 @@ impl Model {
             last.push(ids.len() as u32 - 1);
         }
         let device = &self.device;
-        let (tokens, ends) = (ids.len().next_multiple_of(BUCKET), last.len().next_multiple_of(BUCKET));
+        let tokens = ids.len().next_multiple_of(if begins { BUCKET } else { FEW });
+        let ends = last.len().next_multiple_of(FEW);
         device.set_step(abi::Step {
             tokens: size("tokens", ids.len())?,
             sequences: size("sequences", parts.len())?,
@@ -91,6 +95,7 @@ impl Model {
             cu_seqlens: &cu_seqlens,
             windows: true,
             dropout: None,
+            few_rows: !begins,
         };
         let mut x = embedding::fwd(table, &ids, None)?;
         if let Some(w) = &self.positions {
@@ -105,7 +110,7 @@ impl Model {
             None => self.norm.fwd(&x, values, self.spec.eps)?,
         };
         let head = whole(attached.and_then(|(_, a)| a.head)).unwrap_or_else(|| self.head());
-        Ok(linear::fwd(&h, &Linear { w: Matrix::Dense(head), bias: None, lora: None }, None)?.0)
+        linear::decode(&h, &Linear { w: Matrix::Dense(head), bias: None, lora: None }, None)
     }
 
     fn check_parts(&self, adapter: Option<usize>, parts: &[(&mut Sequence, &[u32])]) -> Result<()> {

@@ -99,6 +99,7 @@ impl Model {
             cu_seqlens: &input.cu_seqlens,
             windows: input.windows,
             dropout,
+            few_rows: false,
         }
     }
 

@@ -23,7 +23,7 @@ use crate::format::{AdapterFile, HfConfig};
 use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
 use crate::quant::ggml::Blocks;
-use crate::quant::{Code2, DeviceNf4, Nf4};
+use crate::quant::{Code2, DeviceGgml, DeviceNf4, Nf4};
 use crate::tensor::{DType, Float, Real, Tensor};
 
 /// Deviation of weights that start at random: transformers' default.
@@ -382,7 +382,14 @@ impl Builder<'_> {
 
     /// Blocks stay as they are: mapped on the CPU, copied to where kernels read them.
     fn quantised(&self, blocks: &Blocks) -> Result<Weight> {
-        Ok(Weight::Ggml(blocks.clone()))
+        if !self.device.runs_kernels() {
+            return Ok(Weight::Ggml(blocks.clone()));
+        }
+        let on_device = match self.device.is_plan() {
+            true => DeviceGgml::unwritten(blocks.ty, blocks.rows, blocks.cols, self.device)?,
+            false => DeviceGgml::upload(blocks, self.device)?,
+        };
+        Ok(Weight::DeviceGgml(Box::new(on_device)))
     }
 
     /// Ones for a norm, else a normal distribution as transformers initialises.

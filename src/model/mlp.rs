@@ -76,17 +76,17 @@ impl Mlp {
     pub(super) fn up(&self, h: &Tensor, c: Context) -> Result<Hidden> {
         match &self.up {
             Up::Gated { gate, up } => {
-                let (gate, saved_gate) = linear::fwd(h, &gate.linear(c.params, c.dropout), None)?;
-                let (up, saved_up) = linear::fwd(h, &up.linear(c.params, c.dropout), None)?;
+                let (gate, saved_gate) = gate.fwd(h, c, None)?;
+                let (up, saved_up) = up.fwd(h, c, None)?;
                 Ok(Hidden::Gated { gate, up, saved: [saved_gate, saved_up] })
             }
             Up::Fused(layer) => {
-                let (y, saved) = linear::fwd(h, &layer.linear(c.params, c.dropout), None)?;
+                let (y, saved) = layer.fwd(h, c, None)?;
                 let [gate, up] = columns::split(&y, [c.spec.mlp; 2])?;
                 Ok(Hidden::Fused { gate, up, saved })
             }
             Up::Plain(layer, form) => {
-                let (x, saved) = linear::fwd(h, &layer.linear(c.params, c.dropout), None)?;
+                let (x, saved) = layer.fwd(h, c, None)?;
                 Ok(Hidden::Plain { x, form: *form, saved })
             }
         }
@@ -95,7 +95,7 @@ impl Mlp {
     /// mid + down(activation).
     pub(super) fn down(&self, mid: &Tensor, s: &Hidden, c: Context) -> Result<(Tensor, linear::Saved)> {
         let a = s.activated()?;
-        linear::fwd(&a, &self.down.linear(c.params, c.dropout), Some(mid))
+        self.down.fwd(&a, c, Some(mid))
     }
 
     /// The gradients of the activation's inputs from that of [`Mlp::down`]'s result.

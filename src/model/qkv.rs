@@ -43,13 +43,13 @@ impl Qkv {
     pub(super) fn fwd(&self, h: &Tensor, c: Context) -> Result<([Tensor; 3], Saved)> {
         match self {
             Qkv::Separate { q, k, v } => {
-                let (q, saved_q) = linear::fwd(h, &q.linear(c.params, c.dropout), None)?;
-                let (k, saved_k) = linear::fwd(h, &k.linear(c.params, c.dropout), None)?;
-                let (v, saved_v) = linear::fwd(h, &v.linear(c.params, c.dropout), None)?;
+                let (q, saved_q) = q.fwd(h, c, None)?;
+                let (k, saved_k) = k.fwd(h, c, None)?;
+                let (v, saved_v) = v.fwd(h, c, None)?;
                 Ok(([q, k, v], Saved::Separate([saved_q, saved_k, saved_v])))
             }
             Qkv::Fused(layer, widths) => {
-                let (y, saved) = linear::fwd(h, &layer.linear(c.params, c.dropout), None)?;
+                let (y, saved) = layer.fwd(h, c, None)?;
                 Ok((columns::split(&y, *widths)?, Saved::Fused(saved)))
             }
         }

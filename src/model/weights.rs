@@ -1,12 +1,14 @@
 //! A model's weights: frozen or trained, dense or NF4, and the layers made of them.
 
 use super::attached::Attached;
+use super::block::Context;
 use super::params::Params;
+use crate::error::Result;
 use crate::ops::Slot;
 use crate::ops::linear::{self, Linear, Matrix};
 use crate::ops::philox::Stream;
 use crate::quant::ggml::Blocks;
-use crate::quant::{Absmax, DeviceNf4, Nf4};
+use crate::quant::{Absmax, DeviceGgml, DeviceNf4, Nf4};
 use crate::tensor::Tensor;
 
 /// One matrix or vector.
@@ -17,6 +19,7 @@ pub(super) enum Weight {
     Ggml(Blocks),
     /// The same in the memory of a device that runs kernels.
     DeviceNf4(Box<DeviceNf4>),
+    DeviceGgml(Box<DeviceGgml>),
     /// Index of its entry in [`Params`].
     Trained(usize),
     /// An NF4 matrix (out, in) of a planned model.
@@ -33,7 +36,11 @@ impl Weight {
         match self {
             Weight::Frozen(t) => Some(Slot::whole(t)),
             Weight::Trained(i) => Some(params.slot(*i)),
-            Weight::Nf4(_) | Weight::Ggml(_) | Weight::DeviceNf4(_) | Weight::Planned { .. } => None,
+            Weight::Nf4(_)
+            | Weight::Ggml(_)
+            | Weight::DeviceNf4(_)
+            | Weight::DeviceGgml(_)
+            | Weight::Planned { .. } => None,
         }
     }
 
@@ -44,17 +51,19 @@ impl Weight {
             Weight::Nf4(q) => Matrix::Nf4(q),
             Weight::Ggml(q) => Matrix::Ggml(q),
             Weight::DeviceNf4(q) => Matrix::DeviceNf4(q),
+            Weight::DeviceGgml(q) => Matrix::DeviceGgml(q),
             Weight::Planned { out, inn, .. } => Matrix::Planned(*out, *inn),
         }
     }
 
-    /// Bytes while frozen: (dense, NF4).
+    /// Bytes while frozen: (dense, quantised).
     pub(super) fn frozen_bytes(&self) -> (u64, u64) {
         match self {
             Weight::Frozen(t) => (t.bytes() as u64, 0),
             Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. }))),
             Weight::Ggml(q) => (0, q.bytes().len() as u64),
             Weight::DeviceNf4(q) => (0, q.bytes() as u64),
+            Weight::DeviceGgml(q) => (0, q.bytes() as u64),
             Weight::Planned { out, inn, double } => (0, Nf4::bytes(*out, *inn, *double)),
             Weight::Trained(_) => (0, 0),
         }
@@ -132,6 +141,15 @@ impl Layer {
                     .filter(|d| d.rate > 0.0)
                     .map(|d| (d.rate, Stream { seed: d.seed, step: d.step, module: l.module })),
             }),
+        }
+    }
+
+    /// `x` (rows, in) -> y (rows, out), plus `add` where given.
+    pub(super) fn fwd(&self, x: &Tensor, c: Context, add: Option<&Tensor>) -> Result<(Tensor, linear::Saved)> {
+        let layer = self.linear(c.params, c.dropout);
+        match c.few_rows {
+            true => Ok((linear::decode(x, &layer, add)?, linear::Saved::default())),
+            false => linear::fwd(x, &layer, add),
         }
     }
 }

@@ -102,6 +102,7 @@ pub struct Linear<'a> {
 }
 
 /// P = s drop(x) A^T (rows, r), where there is an adapter.
+#[derive(Default)]
 pub struct Saved {
     p: Option<Tensor>,
 }
