@@ -9,15 +9,16 @@ impl Template {
     pub fn ollama(&self, tokenizer: &Tokenizer, enable_thinking: Option<bool>) -> Option<String> {
         let eos = tokenizer.eos().unwrap_or("");
         let write = |slots: &[Slot]| -> Option<String> {
-            let text = |s: &Slot| match s {
+            let texts = slots.iter().map(|s| match s {
                 Slot::Text(text) => text.as_str(),
                 Slot::Bos => "",
                 Slot::Eos => eos,
-            };
-            let whole: String = slots.iter().map(text).collect();
+            });
+            let whole: String = texts.collect();
             let (before, after) = whole.split_once("{{content}}")?;
             let plain = |s: &str| !s.contains("{{") && !s.contains("}}");
-            (plain(before) && plain(after)).then(|| whole.clone())
+            let fine = plain(before) && plain(after);
+            fine.then_some(whole)
         };
         let put = |slots: &[Slot], what: &str| write(slots).map(|t| t.replacen("{{content}}", what, 1));
         let prefix: String =
