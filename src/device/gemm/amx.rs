@@ -3,6 +3,8 @@
 //! The standard library has no stable AMX intrinsics, so this is inline assembly. `tdpbf16ps` takes 32 k at a time;
 //! subnormal inputs and results count as zero.
 //!
+//! With few rows of A the weights are loaded as tiles where they lie, as the first operand: see [`few`].
+//!
 //! With alpha = 1 the sum goes on from C in the tile registers (spilled between blocks of K, as f32: the same bits as
 //! if it had stayed); otherwise a block's sum is scaled and added to C by one fused step.
 
