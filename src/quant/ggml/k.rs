@@ -76,8 +76,6 @@ pub(super) fn q4(block: &[u8; 144], out: &mut [f32; 256]) {
         let (d2, m2) = (d * f32::from(sc[2 * c + 1]), dmin * f32::from(m[2 * c + 1]));
         for i in 0..32 {
             out[i] = d1 * f32::from(q[i] & 15) - m1;
-        }
-        for i in 0..32 {
             out[32 + i] = d2 * f32::from(q[i] >> 4) - m2;
         }
     }

@@ -4,8 +4,8 @@
 use super::search::{Steps, affine, linear, nearest};
 use super::{half_at, inverse, put_half};
 
-const FOUR: Steps = Steps { levels: 15.0, from: -1.0, by: 0.1, count: 21 };
-const FIVE: Steps = Steps { levels: 31.0, from: -0.5, by: 0.1, count: 16 };
+static FOUR: Steps = Steps::new(15.0, -1.0, 0.1, 21);
+static FIVE: Steps = Steps::new(31.0, -0.5, 0.1, 16);
 /// The largest finite f16: a scale past it would turn a block into NaN.
 const MOST_HALF: f32 = 65504.0;
 

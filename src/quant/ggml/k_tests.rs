@@ -34,7 +34,7 @@ fn there_and_back(ty: GgmlType, x: &[f32]) -> Vec<f32> {
 
 /// The same layout with scale and min from the extremes of each sub-block alone.
 fn min_max(x: &[f32], steps: &Steps) -> Vec<f32> {
-    let plain = Steps { count: 0, ..*steps };
+    let plain = Steps::new(steps.levels, 0.0, 0.0, 0);
     let block = |x: &[f32; 256]| {
         let mut head = [0; 16];
         let q = with_mins(x, &plain, &mut head);

@@ -19,6 +19,22 @@ pub use crate::format::gguf::GgmlType;
 pub use blocks::Blocks;
 pub use mixture::{FileType, mixture};
 
+/// `f` on each block and what it becomes, compiled for the machine's vectors. A macro, since a function that is handed on as
+/// a value is not inlined into what was compiled for them.
+macro_rules! each {
+    ($f:path, $from:expr, $to:expr) => {
+        wide(
+            #[inline(always)]
+            || {
+                for (from, to) in $from.as_chunks().0.iter().zip($to.as_chunks_mut().0) {
+                    let from = *from; // of its own, so that the compiler sees that writing `to` does not change it
+                    $f(&from, to);
+                }
+            },
+        )
+    };
+}
+
 /// The values of whole `blocks`.
 ///
 /// # Panics
@@ -29,16 +45,16 @@ pub fn dequantise(ty: GgmlType, blocks: &[u8], out: &mut [f32]) {
         GgmlType::F32 => convert::f32_bytes_to_f32(blocks, out),
         GgmlType::F16 => convert::f16_bytes_to_f32(blocks, out),
         GgmlType::Bf16 => convert::bf16_bytes_to_f32(blocks, out),
-        GgmlType::Q4_0 => wide(|| each(blocks, out, small::q4_0)),
-        GgmlType::Q4_1 => wide(|| each(blocks, out, small::q4_1)),
-        GgmlType::Q5_0 => wide(|| each(blocks, out, small::q5_0)),
-        GgmlType::Q5_1 => wide(|| each(blocks, out, small::q5_1)),
-        GgmlType::Q8_0 => wide(|| each(blocks, out, small::q8_0)),
-        GgmlType::Q2K => wide(|| each(blocks, out, k::q2)),
-        GgmlType::Q3K => wide(|| each(blocks, out, k::q3)),
-        GgmlType::Q4K => wide(|| each(blocks, out, k::q4)),
-        GgmlType::Q5K => wide(|| each(blocks, out, k::q5)),
-        GgmlType::Q6K => wide(|| each(blocks, out, k::q6)),
+        GgmlType::Q4_0 => each!(small::q4_0, blocks, out),
+        GgmlType::Q4_1 => each!(small::q4_1, blocks, out),
+        GgmlType::Q5_0 => each!(small::q5_0, blocks, out),
+        GgmlType::Q5_1 => each!(small::q5_1, blocks, out),
+        GgmlType::Q8_0 => each!(small::q8_0, blocks, out),
+        GgmlType::Q2K => each!(k::q2, blocks, out),
+        GgmlType::Q3K => each!(k::q3, blocks, out),
+        GgmlType::Q4K => each!(k::q4, blocks, out),
+        GgmlType::Q5K => each!(k::q5, blocks, out),
+        GgmlType::Q6K => each!(k::q6, blocks, out),
     }
 }
 
@@ -59,33 +75,23 @@ pub fn quantise(ty: GgmlType, values: &[f32], out: &mut Vec<u8>) {
     let out = &mut out[start..];
     match ty {
         GgmlType::F32 => narrow(values, out, f32::to_le_bytes),
-        GgmlType::F16 => wide(|| narrow(values, out, |x| f16::from_f32(x).to_le_bytes())),
-        GgmlType::Bf16 => wide(|| narrow(values, out, |x| convert::f32_to_bf16(x).to_le_bytes())),
-        GgmlType::Q4_0 => wide(|| each_to(values, out, small::to_q4_0)),
-        GgmlType::Q4_1 => wide(|| each_to(values, out, small::to_q4_1)),
-        GgmlType::Q5_0 => wide(|| each_to(values, out, small::to_q5_0)),
-        GgmlType::Q5_1 => wide(|| each_to(values, out, small::to_q5_1)),
-        GgmlType::Q8_0 => wide(|| each_to(values, out, small::to_q8_0)),
-        GgmlType::Q4K => wide(|| each_to(values, out, k_quantise::to_q4)),
-        GgmlType::Q5K => wide(|| each_to(values, out, k_quantise::to_q5)),
-        GgmlType::Q6K => wide(|| each_to(values, out, k_quantise::to_q6)),
+        GgmlType::F16 => wide(
+            #[inline(always)]
+            || narrow(values, out, |x| f16::from_f32(x).to_le_bytes()),
+        ),
+        GgmlType::Bf16 => wide(
+            #[inline(always)]
+            || narrow(values, out, |x| convert::f32_to_bf16(x).to_le_bytes()),
+        ),
+        GgmlType::Q4_0 => each!(small::to_q4_0, values, out),
+        GgmlType::Q4_1 => each!(small::to_q4_1, values, out),
+        GgmlType::Q5_0 => each!(small::to_q5_0, values, out),
+        GgmlType::Q5_1 => each!(small::to_q5_1, values, out),
+        GgmlType::Q8_0 => each!(small::to_q8_0, values, out),
+        GgmlType::Q4K => each!(k_quantise::to_q4, values, out),
+        GgmlType::Q5K => each!(k_quantise::to_q5, values, out),
+        GgmlType::Q6K => each!(k_quantise::to_q6, values, out),
         GgmlType::Q2K | GgmlType::Q3K => panic!("{ty} is only read"),
-    }
-}
-
-/// `f` on each block of `B` bytes and its `N` values. Lengths were checked.
-#[inline(always)]
-fn each<const B: usize, const N: usize>(blocks: &[u8], out: &mut [f32], f: impl Fn(&[u8; B], &mut [f32; N])) {
-    for (block, out) in blocks.as_chunks::<B>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-        f(block, out);
-    }
-}
-
-/// As [`each`], the other way.
-#[inline(always)]
-fn each_to<const N: usize, const B: usize>(values: &[f32], out: &mut [u8], f: impl Fn(&[f32; N], &mut [u8; B])) {
-    for (x, block) in values.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<B>().0) {
-        f(x, block);
     }
 }
 

@@ -1,7 +1,11 @@
 //! Scales of sub-blocks by weighted least squares over candidate roundings, the method of llama.cpp's K quantisation:
 //! round with a step near that of the extremes, fit scale (and min) to the rounded numbers, keep the best fit.
 //!
-//! Sums run over 16 lanes in a fixed order, and nothing is fused: the bits do not depend on the machine.
+//! All candidates of a sub-block are tried at once, a lane each, so that sums over its values run in their order: nothing is
+//! fused or reordered, and the bits do not depend on the machine.
+
+/// Lanes for candidates: at least 21, in vectors of 8.
+const LANES: usize = 24;
 
 /// Adding and taking away 1.5 x 2^23 rounds to the nearest integer, ties to even, below 2^22.
 const ROUND: f32 = 12_582_912.0;
@@ -14,98 +18,93 @@ pub(super) fn nearest(x: f32, least: f32, most: f32) -> f32 {
     (x + ROUND) - ROUND
 }
 
-#[inline(always)]
-fn total(lanes: [f32; 16]) -> f32 {
-    let mut lanes = lanes;
-    for n in [8, 4, 2, 1] {
-        for i in 0..n {
-            lanes[i] += lanes[i + n];
-        }
-    }
-    lanes[0]
-}
-
-/// A sum over the values, 16 at a time.
-#[inline(always)]
-fn sum<const N: usize>(f: impl Fn(usize) -> f32) -> f32 {
-    let mut lanes = [0f32; 16];
-    for at in (0..N).step_by(16) {
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            *lane += f(at + i);
-        }
-    }
-    total(lanes)
-}
-
-/// Candidate steps of [`affine`]: with x in `[least, most]`, numbers are round((levels + from + by i) / (most - least) x).
+/// Candidate roundings: numbers are round(factor / range x), with x in a range from 0.
 pub(super) struct Steps {
     /// The largest number.
     pub(super) levels: f32,
-    pub(super) from: f32,
-    pub(super) by: f32,
-    pub(super) count: u8,
+    factors: [f32; LANES],
+    /// How many of the factors are candidates.
+    pub(super) count: usize,
+}
+
+impl Steps {
+    /// The `count` factors `levels + from`, `levels + from + by`, ...
+    pub(super) const fn new(levels: f32, from: f32, by: f32, count: usize) -> Steps {
+        let mut factors = [levels; LANES];
+        let mut i = 0;
+        while i < count {
+            factors[i] = levels + from + by * i as f32;
+            i += 1;
+        }
+        Steps { levels, factors, count }
+    }
 }
 
 /// (scale, min), both 0 or more, such that x ~ scale q - min with q of 0 to `levels`. An error counts the more the larger
 /// the value is: its square weighs rms + |x|.
 #[inline(always)]
 pub(super) fn affine(x: &[f32; 32], steps: &Steps) -> (f32, f32) {
-    let (mut least, mut most) = ([0f32; 16], [f32::NEG_INFINITY; 16]);
-    for x in x.as_chunks::<16>().0 {
-        for ((least, most), x) in least.iter_mut().zip(&mut most).zip(x) {
-            *least = if *x < *least { *x } else { *least };
-            *most = if *x > *most { *x } else { *most };
-        }
+    // A min above 0 cannot be stored, so the range begins at 0 or below.
+    let (mut least, mut most, mut squares) = (0f32, f32::NEG_INFINITY, 0f32);
+    for &x in x {
+        least = if x < least { x } else { least };
+        most = if x > most { x } else { most };
+        squares += x * x;
     }
-    let least = least.into_iter().fold(0.0, f32::min); // a min above 0 cannot be stored
-    let most = most.into_iter().fold(f32::NEG_INFINITY, f32::max);
     let range = most - least;
     if range.is_nan() || range <= 0.0 {
         return (0.0, -least);
     }
     // Sums are taken of y = x - least, so that a large common offset does not swamp them.
-    let rms = (sum::<32>(|i| x[i] * x[i]) / 32.0).sqrt();
-    let (mut w, mut y) = ([0f32; 32], [0f32; 32]);
-    for i in 0..32 {
-        w[i] = rms + x[i].abs();
-        y[i] = x[i] - least;
+    let rms = (squares / 32.0).sqrt();
+    let inverse = steps.factors.map(|f| f / range);
+    let (mut sw, mut sy) = (0f32, 0f32);
+    let (mut sq, mut sqq, mut sqy) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    for &x in x {
+        let (w, y) = (rms + x.abs(), x - least);
+        let wy = w * y;
+        sw += w;
+        sy += wy;
+        for c in 0..LANES {
+            let q = nearest(inverse[c] * y, 0.0, steps.levels);
+            let wq = w * q;
+            sq[c] += wq;
+            sqq[c] += wq * q;
+            sqy[c] += wy * q;
+        }
     }
-    let sw = sum::<32>(|i| w[i]);
-    let sy = sum::<32>(|i| w[i] * y[i]);
+    let (mut scale, mut shift, mut left) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    for c in 0..LANES {
+        // y ~ s q + t by the normal equations; where that puts the min above 0, it is held at 0: x ~ s q.
+        let det = sw * sqq[c] - sq[c] * sq[c];
+        let fit = (sw * sqy[c] - sy * sq[c]) / det;
+        let free = (sqq[c] * sy - sq[c] * sqy[c]) / det;
+        let held = (sqy[c] + least * sq[c]) / sqq[c];
+        let (s, t) = if free + least > 0.0 { (held, -least) } else { (fit, free) };
+        // The weighted squares that are left, less those of y, which are the same for all candidates.
+        let rest = s * (s * sqq[c] + 2.0 * (t * sq[c] - sqy[c])) + t * (t * sw - 2.0 * sy);
+        (scale[c], shift[c], left[c]) = (s, t, if det > 0.0 { rest } else { f32::INFINITY });
+    }
     let (mut best, mut found) = (f32::INFINITY, (range / steps.levels, -least));
-    for step in 0..steps.count {
-        let inverse = (steps.levels + steps.from + steps.by * f32::from(step)) / range;
-        let (mut lq, mut lqq, mut lqy) = ([0f32; 16], [0f32; 16], [0f32; 16]);
-        for at in [0, 16] {
-            for i in 0..16 {
-                let q = nearest(inverse * y[at + i], 0.0, steps.levels);
-                let wq = w[at + i] * q;
-                lq[i] += wq;
-                lqq[i] += wq * q;
-                lqy[i] += wq * y[at + i];
-            }
-        }
-        let (sq, sqq, sqy) = (total(lq), total(lqq), total(lqy));
-        let det = sw * sqq - sq * sq;
-        if det.is_nan() || det <= 0.0 {
-            continue;
-        }
-        // y ~ scale q + shift; what is left of the weighted squares is their sum less what the fit explains. That sum
-        // is the same for all candidates, so only the explained part is compared.
-        let (mut scale, mut shift) = ((sw * sqy - sy * sq) / det, (sqq * sy - sq * sqy) / det);
-        let mut left = -(scale * sqy + shift * sy);
-        if shift + least > 0.0 {
-            // The min is held at 0: x ~ scale q, and of y the shift is -least.
-            shift = -least;
-            scale = (sqy + least * sq) / sqq;
-            left = scale * (scale * sqq - 2.0 * (sqy - shift * sq)) + shift * (shift * sw - 2.0 * sy);
-        }
-        if left < best {
-            (best, found) = (left, (scale, -(shift + least)));
+    for c in 0..steps.count {
+        if left[c] < best {
+            (best, found) = (left[c], (scale[c], -(shift[c] + least)));
         }
     }
     found
 }
+
+/// Candidates of [`linear`]: the plain step first, for another one has to be better than it.
+const AROUND: [f32; LANES] = {
+    let mut factors = [0f32; LANES];
+    let mut i = 0;
+    while i < 9 {
+        factors[1 + i] = -0.1 * (9 - i) as f32;
+        factors[10 + i] = 0.1 * (i + 1) as f32;
+        i += 1;
+    }
+    factors
+};
 
 /// A signed scale such that x ~ scale q with q of -`levels` to `levels` - 1. Errors weigh x^2. 0 where x is all but 0.
 #[inline(always)]
@@ -114,22 +113,23 @@ pub(super) fn linear(x: &[f32; 16], levels: f32) -> f32 {
     if extreme.is_nan() || extreme.abs() < 1e-15 {
         return 0.0;
     }
-    let (mut best, mut found) = (0.0, 0.0);
-    // The plain step first: another one has to be better than it.
-    for step in [0i8, -9, -8, -7, -6, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 6, 7, 8, 9] {
-        let inverse = -(levels + 0.1 * f32::from(step)) / extreme;
-        let (mut lx, mut lq) = ([0f32; 16], [0f32; 16]);
-        for i in 0..16 {
-            let q = nearest(inverse * x[i], -levels, levels - 1.0);
-            let wq = x[i] * x[i] * q;
-            lx[i] = wq * x[i];
-            lq[i] = wq * q;
+    let inverse = AROUND.map(|f| -(levels + f) / extreme);
+    let (mut sqx, mut sqq) = ([0f32; LANES], [0f32; LANES]);
+    for &x in x {
+        let w = x * x;
+        let wx = w * x;
+        for c in 0..LANES {
+            let q = nearest(inverse[c] * x, -levels, levels - 1.0);
+            sqx[c] += wx * q;
+            sqq[c] += w * q * q;
         }
-        let (sqx, sqq) = (total(lx), total(lq));
+    }
+    let (mut best, mut found) = (0.0, 0.0);
+    for c in 0..LANES {
         // The fit explains sqx^2 / sqq of the squares.
-        if sqq > 0.0 && sqx * sqx > best * sqq {
-            found = sqx / sqq;
-            best = found * sqx;
+        if sqq[c] > 0.0 && sqx[c] * sqx[c] > best * sqq[c] {
+            found = sqx[c] / sqq[c];
+            best = found * sqx[c];
         }
     }
     found
