@@ -42,6 +42,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod eval;
+pub mod export;
 pub mod format;
 pub mod infer;
 pub mod model;

@@ -89,9 +89,30 @@ fn values() -> Vec<f32> {
 
 /// `SPECIAL` of make.py.
 const SPECIAL: [u32; 24] = [
-    0x477F_E000, 0x477F_EFFF, 0x477F_F000, 0xC77F_F000, 0x7F7F_FFFF, 0x7F80_0000, 0xFF80_0000, 0x0000_0000,
-    0x8000_0000, 0x3F80_1000, 0x3F80_3000, 0x3F80_1001, 0x3F80_8000, 0x3F81_8000, 0x3F80_8001, 0x3300_0000,
-    0x3300_0001, 0x33C0_0000, 0x3880_0000, 0x387F_FFFF, 0x0000_0001, 0x0001_0000, 0x7F7F_8000, 0x7F7F_7FFF,
+    0x477F_E000,
+    0x477F_EFFF,
+    0x477F_F000,
+    0xC77F_F000,
+    0x7F7F_FFFF,
+    0x7F80_0000,
+    0xFF80_0000,
+    0x0000_0000,
+    0x8000_0000,
+    0x3F80_1000,
+    0x3F80_3000,
+    0x3F80_1001,
+    0x3F80_8000,
+    0x3F81_8000,
+    0x3F80_8001,
+    0x3300_0000,
+    0x3300_0001,
+    0x33C0_0000,
+    0x3880_0000,
+    0x387F_FFFF,
+    0x0000_0001,
+    0x0001_0000,
+    0x7F7F_8000,
+    0x7F7F_7FFF,
 ];
 
 #[test]
@@ -137,7 +158,8 @@ fn a_file_is_written_as_the_python_package_writes_it() {
     let path = dir.path().join("copy.gguf");
     writer.write(&path, |t, sink| sink.bytes(file.bytes(file.find(&t.name).unwrap()))).unwrap();
     assert_eq!(fs::read(&path).unwrap(), fs::read(golden("types.gguf")).unwrap());
-    assert_eq!(writer.data_bytes(), file.tensors().iter().map(|t| t.range().len().next_multiple_of(32) as u64).sum());
+    let padded: u64 = file.tensors().iter().map(|t| t.range().len().next_multiple_of(32) as u64).sum();
+    assert_eq!(writer.data_bytes(), padded);
 }
 
 /// Counts what the current thread holds, and the most it held.
@@ -257,7 +279,8 @@ fn read_all(file: &Gguf) -> usize {
     }
     for (key, _) in file.metadata().iter() {
         let m = file.metadata();
-        let _ = (m.string(key), m.number(key), m.float(key), m.flag(key), m.strings(key), m.floats(key), m.integers(key));
+        let _ =
+            (m.string(key), m.number(key), m.float(key), m.flag(key), m.strings(key), m.floats(key), m.integers(key));
     }
     read
 }

@@ -62,7 +62,12 @@ pub(super) enum Subcommand {
     /// With lines piped in, each is a message, and only answers go to standard output.
     #[command(override_usage = "qlora-engine chat FILE [--adapter FOLDER]... [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExamples:\n  qlora-engine chat file.yaml adapter_name_or_path=saves/mine temperature=0.7\n  qlora-engine chat file.yaml --adapter saves/medical --adapter saves/law\n  printf 'Hello\\nAnd you?\\n' | qlora-engine chat file.yaml do_sample=false"))]
     Chat(Raw),
-    /// Not yet: merge an adapter into its base
+    /// Merge adapters into their base, or write them as GGUF
+    ///
+    /// Writes `export_dir`: a Hugging Face folder, or with `export_format: gguf` one file for llama.cpp and Ollama, its
+    /// numbers as `export_outtype` says (f32, f16, bf16, q8_0, q4_0, q4_k_m, q5_k_m, q6_k); `gguf-lora` writes the adapter
+    /// alone. The result is read back and compared before it is put into its place.
+    #[command(override_usage = "qlora-engine export FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine export file.yaml export_dir=merged export_format=gguf export_outtype=q4_k_m"))]
     Export(Raw),
     /// Not yet: serve the OpenAI API
     Api(Raw),

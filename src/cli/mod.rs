@@ -4,6 +4,7 @@ mod args;
 pub mod chat;
 mod env;
 mod eval;
+pub mod export;
 mod generate;
 pub mod inspect;
 mod loaded;
@@ -62,7 +63,7 @@ fn run(args: Args) -> Result<()> {
             Ok(())
         }
         Subcommand::Chat(raw) => chat(raw),
-        Subcommand::Export(raw) => not_yet("export", &raw),
+        Subcommand::Export(raw) => with_config("export", &raw, Command::Export, export::run),
         Subcommand::Api(raw) => not_yet("api", &raw),
         Subcommand::Webui(_) => Err(Error::NotYet("`webui` is not built yet".to_string())),
         Subcommand::Webchat(_) => Err(Error::NotYet("`webchat` is not built yet".to_string())),

@@ -10,6 +10,7 @@ pub struct Config {
     pub tune: TuneConfig,
     pub train: TrainConfig,
     pub generate: GenerateConfig,
+    pub export: ExportConfig,
     /// The multiple-choice benchmark, where `task` names one.
     pub benchmark: Option<BenchmarkConfig>,
     /// What the user wrote, key by key, in order, after overrides: what is recorded beside the result.
@@ -344,4 +345,61 @@ pub enum Split {
 pub enum Lang {
     En,
     Zh,
+}
+
+/// What `export` writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportConfig {
+    /// The folder of the result.
+    pub dir: Option<PathBuf>,
+    /// Bytes of a shard at most; written in GB of 10^9 (default 5).
+    pub shard_bytes: u64,
+    pub format: ExportFormat,
+    /// Ours: how numbers are stored in a GGUF file. Not set for `hf`, where they stay as the base has them.
+    pub outtype: Option<OutType>,
+    /// Ours: with `quantization_bit`, merge into the 4-bit base as it is after dequantising (default false).
+    pub dequantized: bool,
+}
+
+/// Ours: what kind of file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExportFormat {
+    /// A merged model as a Hugging Face folder.
+    Hf,
+    /// A merged model as a GGUF file.
+    Gguf,
+    /// The adapter alone as a GGUF file.
+    GgufLora,
+}
+
+/// Types of numbers in a GGUF file, by llama.cpp's names: of most matrices; some get more bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutType {
+    F32,
+    F16,
+    Bf16,
+    Q8_0,
+    Q4_0,
+    Q4KM,
+    Q5KM,
+    Q6K,
+}
+
+impl OutType {
+    /// All, with their names in a config.
+    pub const NAMES: [(&'static str, OutType); 8] = [
+        ("f32", OutType::F32),
+        ("f16", OutType::F16),
+        ("bf16", OutType::Bf16),
+        ("q8_0", OutType::Q8_0),
+        ("q4_0", OutType::Q4_0),
+        ("q4_k_m", OutType::Q4KM),
+        ("q5_k_m", OutType::Q5KM),
+        ("q6_k", OutType::Q6K),
+    ];
+
+    /// Its name in a config.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, t)| *t == self).map_or("?", |(name, _)| name)
+    }
 }

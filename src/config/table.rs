@@ -41,7 +41,7 @@ const fn refused(fine: Fine, why: &'static str) -> Status {
 const PYTORCH: &str = "only for tuning PyTorch or Python";
 const ONE_DEVICE: &str = "about several devices, and this program runs on one";
 const TEXT_ONLY: &str = "about images, video or sound, and this program trains on text";
-const EXPORT: &str = "read when a model is exported, which is not built yet";
+const GPTQ: &str = "read only with `export_quantization_bit`, which is not built";
 const DECIDED_ELSEWHERE: &str = "`max_new_tokens` and `num_beams` decide, as in LLaMA-Factory";
 const BEAMS: &str = "read by beam search, which is not built";
 const OTHER_ENGINE: &str = "for another inference engine";
@@ -115,15 +115,15 @@ pub const KEYS: &[(&str, Status)] = &[
     ("video_maxlen", NoEffect(TEXT_ONLY)),
     ("use_audio_in_video", NoEffect(TEXT_ONLY)),
     ("audio_sampling_rate", NoEffect(TEXT_ONLY)),
-    ("export_dir", NoEffect(EXPORT)),
-    ("export_size", NoEffect(EXPORT)),
-    ("export_device", NoEffect(EXPORT)),
+    ("export_dir", Works),
+    ("export_size", Works),
+    ("export_device", NoEffect("models are merged on the CPU, a tensor at a time")),
     ("export_quantization_bit", refused(Unset, "asks for GPTQ quantisation of an exported model, which is not built")),
-    ("export_quantization_dataset", NoEffect(EXPORT)),
-    ("export_quantization_nsamples", NoEffect(EXPORT)),
-    ("export_quantization_maxlen", NoEffect(EXPORT)),
-    ("export_legacy_format", NoEffect(EXPORT)),
-    ("export_hub_model_id", NoEffect(EXPORT)),
+    ("export_quantization_dataset", NoEffect(GPTQ)),
+    ("export_quantization_nsamples", NoEffect(GPTQ)),
+    ("export_quantization_maxlen", NoEffect(GPTQ)),
+    ("export_legacy_format", refused(Off, "asks for .bin files, which are pickles; safetensors are written")),
+    ("export_hub_model_id", NoEffect(HUB_PUSH)),
     ("use_kt", refused(Off, "asks for KTransformers, which is not built")),
     ("kt_weight_path", NoEffect(UNUSED_PART)),
     ("kt_expert_checkpoint_path", NoEffect(UNUSED_PART)),
@@ -437,6 +437,9 @@ pub const KEYS: &[(&str, Status)] = &[
     ("min_p", Works),
     ("presence_penalty", Works),
     ("frequency_penalty", Works),
+    ("export_format", Works),
+    ("export_outtype", Works),
+    ("export_dequantized", Works),
     ("max_memory", Works),
     ("threads", Works),
     // The dialect of small tutorials (see `dialect`).
@@ -499,10 +502,13 @@ mod tests {
     use super::*;
 
     const LLAMA_FACTORY: &str = include_str!("../../tests/golden/keys.txt");
-    const OURS: [&str; 11] = [
+    const OURS: [&str; 14] = [
         "min_p",
         "presence_penalty",
         "frequency_penalty",
+        "export_format",
+        "export_outtype",
+        "export_dequantized",
         "max_memory",
         "threads",
         "base_model",

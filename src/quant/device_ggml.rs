@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
+use super::ggml::{Blocks, GgmlType};
 use crate::device::{Buffer, Device, Exec, Kernel, abi, kernels};
 use crate::error::{Error, Result};
-use crate::format::gguf::GgmlType;
 use crate::tensor::{DType, Tensor};
 
 /// A matrix (rows, cols) in blocks, in device memory. Each row is whole blocks.
@@ -31,17 +31,13 @@ impl DeviceGgml {
         Ok(DeviceGgml { ty, rows, cols, data, bytes, device: device.clone() })
     }
 
-    /// Copies blocks, row after row, to `device`.
+    /// Copies a matrix to `device`.
     ///
     /// # Errors
-    /// [`Error::Shape`] also if there are not as many bytes; otherwise as [`DeviceGgml::unwritten`].
-    pub fn upload(ty: GgmlType, rows: usize, cols: usize, blocks: &[u8], device: &Device) -> Result<Self> {
-        let mut q = Self::unwritten(ty, rows, cols, device)?;
-        if blocks.len() != q.bytes {
-            let why = format!("({rows}, {cols}) of {ty} takes {} bytes, {} were given", q.bytes, blocks.len());
-            return Err(Error::shape("ggml matrix", why));
-        }
-        q.data.write(0, blocks);
+    /// As [`DeviceGgml::unwritten`].
+    pub fn upload(blocks: &Blocks, device: &Device) -> Result<Self> {
+        let mut q = Self::unwritten(blocks.ty, blocks.rows, blocks.cols, device)?;
+        q.data.write(0, blocks.bytes());
         Ok(q)
     }
 

@@ -53,8 +53,8 @@ fn pass(family: &str, lines: &str, dtype: DType, nf4: Option<bool>, device: &Dev
     kept
 }
 
-/// A kernel's pass may be off the f32 one at most three times as far as plain bf16 arithmetic (the CPU's) is, in the
-/// 2-norm of each gradient; and by a hundredth of it, of which single roundings of gradients near 0 are larger.
+/// A kernel's pass may be off the f32 one at most twice as far as plain bf16 arithmetic (the CPU's) is, in the 2-norm of
+/// each gradient. The loss is one number, which plain arithmetic may hit by chance: half a unit of bf16 more.
 #[test]
 fn passes_are_those_of_the_cpu() {
     let adapter = |family: &str| {
@@ -73,7 +73,8 @@ fn passes_are_those_of_the_cpu() {
         for (i, want) in want.iter().enumerate() {
             let size = norm(want, &vec![0.0; want.len()]);
             assert!(size > 0.0, "{family}: parameter {i} has no gradient");
-            let (e, limit) = (norm(&got[i], want), 3.0 * norm(&plain[i], want) + 0.01 * size);
+            let rounding = if i == 0 { 2f64.powi(-9) * size } else { 0.0 };
+            let (e, limit) = (norm(&got[i], want), 2.0 * norm(&plain[i], want) + rounding);
             assert!(e <= limit, "{family} {lines}: parameter {i} is off by {e:.3e} > {limit:.3e} of {size:.3e}");
         }
     }

@@ -142,3 +142,49 @@ fn nf4_equals_its_dequantised_values() {
         }
     }
 }
+
+/// A matrix in ggml blocks multiplies exactly as its values do in the activations' dtype, forward and backward, alone or
+/// among many rows.
+#[test]
+fn ggml_equals_its_dequantised_values() {
+    use qlora_engine::quant::ggml::{Blocks, GgmlType, can_quantise, dequantise, quantise};
+    let (out, inn) = (70, 512);
+    let values: Vec<f32> = random(1, out * inn).iter().map(|&x| x as f32).collect();
+    for ty in GgmlType::ALL {
+        let mut bytes = Vec::new();
+        if can_quantise(ty) {
+            quantise(ty, &values, &mut bytes);
+        } else {
+            // Any bytes are blocks: those of another type, with the scales at their ends made finite.
+            quantise(GgmlType::Q8_0, &values, &mut bytes);
+            bytes.truncate(ty.tensor_bytes(&[inn, out]).unwrap());
+            for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+                block[ty.block_bytes() - 4..].copy_from_slice(&[0x11, 0x1c, 0x22, 0x1c]);
+            }
+        }
+        let mut dense = vec![f32::NAN; out * inn];
+        dequantise(ty, &bytes, &mut dense);
+        assert!(dense.iter().all(|x| x.is_finite()), "{ty}");
+        let dense: Vec<f64> = dense.iter().map(|&x| f64::from(x)).collect();
+        let q = Blocks::new(ty, out, inn, bytes).unwrap();
+        for dtype in [DType::F32, DType::Bf16] {
+            let w = tensor(&dense, out, inn, dtype);
+            for rows in [1, 37] {
+                let x = tensor(&random(2, rows * inn), rows, inn, dtype);
+                let c = tensor(&random(3, rows * out), rows, out, dtype);
+                let mut none = tensor(&[], 1, 0, DType::F32);
+                let mut run = |w: Matrix| {
+                    let l = Linear { w, bias: None, lora: None };
+                    let (y, saved) = linear::fwd(&x, &l, None).unwrap();
+                    let dx = linear::bwd(saved, &x, &l, &c, Dx::New, &mut none).unwrap().unwrap();
+                    (y.to_f64(), dx.to_f64())
+                };
+                let (quantised, dense) = (run(Matrix::Ggml(&q)), run(Matrix::Dense(Slot::whole(&w))));
+                assert_eq!(quantised, dense, "{ty} {dtype:?} {rows} rows");
+            }
+        }
+        let l = Linear { w: Matrix::Ggml(&q), bias: None, lora: None };
+        let e = linear::fwd(&tensor(&random(2, inn), 1, inn, DType::F64), &l, None).err().unwrap().to_string();
+        assert!(e.contains(ty.name()), "{e}");
+    }
+}

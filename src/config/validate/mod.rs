@@ -2,6 +2,7 @@
 //! against each other. Defaults are those of LLaMA-Factory 0.9.5 with transformers 5.
 
 mod data;
+mod export;
 mod generate;
 mod model;
 mod together;
@@ -37,7 +38,8 @@ pub(super) fn build(settings: Settings) -> Result<Config> {
     // Pretraining packs unless told otherwise.
     data.packing = settings.maybe_flag("packing")?.unwrap_or(tune.stage == Stage::Pt) || data.neat_packing;
     let (generate, benchmark) = (generate::read(&settings)?, generate::benchmark(&settings, &mut no_effect)?);
-    let config = Config { model, data, tune, train, generate, benchmark, written, no_effect };
+    let export = export::read(&settings)?;
+    let config = Config { model, data, tune, train, generate, benchmark, export, written, no_effect };
     together::check(&settings, &config)?;
     Ok(config)
 }

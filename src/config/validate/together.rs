@@ -1,7 +1,7 @@
 //! Settings that are each right and wrong together, by the rules of LLaMA-Factory's `parser.py` and the
 //! `__post_init__` of its and transformers' argument classes; then what each command needs.
 
-use crate::config::run::{Config, FinetuningType, MixStrategy, Stage, Strategy, TrainConfig};
+use crate::config::run::{Config, ExportFormat, FinetuningType, MixStrategy, Stage, Strategy, TrainConfig};
 use crate::config::settings::Settings;
 use crate::error::{Error, Result};
 
@@ -13,6 +13,7 @@ pub enum Command {
     Plan,
     Predict,
     Eval,
+    Export,
 }
 
 /// Below this LLaMA-Factory takes `val_size` as nothing.
@@ -226,6 +227,7 @@ impl Config {
                 }
                 output_dir()?;
             }
+            Command::Export => self.check_export()?,
             Command::Eval => {
                 if self.benchmark.is_none() {
                     return Err(Error::config("task", "is missing: name a benchmark, such as mmlu_test"));
@@ -233,5 +235,25 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    fn check_export(&self) -> Result<()> {
+        let adapters = self.model.adapter_name_or_path.len();
+        if self.export.dir.is_none() {
+            return Err(Error::config("export_dir", "is missing: name the folder for the result"));
+        }
+        match self.export.format {
+            ExportFormat::GgufLora if adapters != 1 => {
+                let why = format!("must name one adapter for `export_format: gguf-lora`; it names {adapters}");
+                Err(Error::config("adapter_name_or_path", why))
+            }
+            ExportFormat::GgufLora => Ok(()),
+            _ if self.model.quantization_bit.is_some() && !self.export.dequantized => Err(Error::config(
+                "quantization_bit",
+                "would merge into 4-bit weights, which cannot hold what was learned: leave it out to merge into the \
+                 16-bit base, or set `export_dequantized: true` to merge into the 4-bit weights dequantised",
+            )),
+            _ => Ok(()),
+        }
     }
 }

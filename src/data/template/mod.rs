@@ -8,6 +8,7 @@
 mod builtin;
 mod derive;
 mod jinja;
+mod ollama;
 mod pyjson;
 mod strftime;
 mod tools;

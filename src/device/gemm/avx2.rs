@@ -189,15 +189,32 @@ unsafe fn few<const R: usize>(t: &Few<f32>) {
     }
 }
 
-/// One NF4 block: each nibble is looked up in both halves of the table.
+/// Rounds to bf16, to nearest even, kept as f32; NaN stays a (quiet) NaN.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn round(v: __m256) -> __m256 {
+    let bits = _mm256_castps_si256(v);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+    let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
+    let r = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet), nan);
+    _mm256_and_ps(r, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000u32 as i32)))
+}
+
+/// One NF4 block, through bf16 if `round_bf16`: each nibble is looked up in both halves of the table.
 ///
 /// # Safety
 /// 32 bytes readable, 64 elements writable.
 #[target_feature(enable = "avx2,fma")]
-pub(super) unsafe fn nf4_block(table: &[f32; 16], bytes: *const u8, out: *mut f32) {
+pub(super) unsafe fn nf4_block(code: &[f32; 16], absmax: f32, round_bf16: bool, bytes: *const u8, out: *mut f32) {
     // SAFETY: 16 f32; the contract for `bytes` and `out`.
     unsafe {
-        let (low, high) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+        let half = |i: usize| {
+            let v = _mm256_mul_ps(_mm256_loadu_ps(code.as_ptr().add(8 * i)), _mm256_set1_ps(absmax));
+            if round_bf16 { round(v) } else { v }
+        };
+        let (low, high) = (half(0), half(1));
         for i in 0..8 {
             // Four bytes as 64-bit lanes, each spread to its two nibbles.
             let b = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bytes.add(4 * i).cast::<i32>().read_unaligned()));

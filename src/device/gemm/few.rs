@@ -93,14 +93,13 @@ pub(super) fn run<F: Family>(args: Args<'_, '_>, out: Out) {
 /// Tasks, and groups of a task; `work` is the elements of a group.
 ///
 /// Waking another thread takes a few microseconds, in which one thread reads some 20 thousand weights. A few tasks per
-/// thread even out a thread that is held up; a task of less than 64 thousand weights would spend its time starting.
+/// thread even out a thread that is held up; but nobody fetches the first group of a task ahead, so it has eight or more
+/// (where there are as many for all threads).
 fn cut(threads: usize, groups: usize, work: usize) -> (usize, usize) {
-    let total = groups * work;
-    if threads == 1 || total < 40_000 {
+    if threads == 1 || groups * work < 40_000 {
         return (1, groups);
     }
-    let times = (total / threads / 65_536).clamp(1, 8);
-    let step = groups.div_ceil(threads * times);
+    let step = groups.div_ceil(8 * threads).max(8).min(groups.div_ceil(threads));
     (groups.div_ceil(step), step)
 }
 
@@ -144,7 +143,8 @@ unsafe fn columns<F: Family>(job: &Job<'_, F::Elem>, groups: Range<usize>, s: &m
     let direct = F::Elem::direct(&b.src);
     // SAFETY: the instruction set is there.
     unsafe { F::begin_few(job.rows) };
-    for g in groups {
+    for g in groups.clone() {
+        let ahead_too = g + 1 < groups.end;
         // The last group may overlap the one before it: columns below `skip` are computed again and dropped.
         let j0 = (g * F::LINES).min(n - F::LINES);
         let skip = g * F::LINES - j0;
@@ -163,12 +163,15 @@ unsafe fn columns<F: Family>(job: &Job<'_, F::Elem>, groups: Range<usize>, s: &m
             let mut ahead_stride = 0;
             let (lines, stride, ahead) = match direct {
                 Some(p) if kp == kc => {
-                    // The next group, as far on in it as this block is in this one.
+                    // The next group, as far on in it as this block is in this one; after the last one, nothing new.
                     let run = F::LINES / STREAMS;
                     let next = p.wrapping_add((j0 + F::LINES) * b.col_stride + k0 * run);
-                    ahead_stride = run * b.col_stride * size_of::<F::Elem>();
                     // SAFETY: within the checked view.
-                    (unsafe { p.add(start) }, b.col_stride, next.cast())
+                    let lines = unsafe { p.add(start) };
+                    if ahead_too {
+                        ahead_stride = run * b.col_stride * size_of::<F::Elem>();
+                    }
+                    (lines, b.col_stride, if ahead_too { next } else { lines }.cast())
                 }
                 _ => {
                     for j in 0..F::LINES {
@@ -176,7 +179,9 @@ unsafe fn columns<F: Family>(job: &Job<'_, F::Elem>, groups: Range<usize>, s: &m
                         let line = unsafe { std::slice::from_raw_parts_mut(buffer.add(j * stride), kp) };
                         let (line, pad) = line.split_at_mut(kc);
                         let from = start + j * b.col_stride;
-                        bring(&b.src, from + F::LINES * b.col_stride, kc);
+                        if ahead_too {
+                            bring(&b.src, from + F::LINES * b.col_stride, kc);
+                        }
                         F::Elem::fetch(&b.src, from, 1, line, F::SIMD);
                         pad.fill(F::Elem::default());
                     }

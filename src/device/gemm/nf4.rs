@@ -98,7 +98,7 @@ impl Nf4Ref<'_> {
                 // SAFETY: the families that say so have AVX2 or AVX-512; 32 bytes in, 64 elements out.
                 unsafe {
                     if simd == Simd::Avx2 {
-                        T::block_avx2(&self.table(block), bytes, out);
+                        T::block_avx2(self.code, absmax, self.round_bf16, bytes, out);
                     } else {
                         T::block(self.code, absmax, self.round_bf16, bytes, out);
                     }
@@ -125,12 +125,12 @@ pub(super) trait Expand: Copy {
     /// Needs AVX-512 F, BW; reads 32 bytes, writes 64 elements.
     #[cfg(target_arch = "x86_64")]
     unsafe fn block(code: &[f32; 16], absmax: f32, round_bf16: bool, bytes: *const u8, out: *mut Self);
-    /// The same from the block's values.
+    /// The same.
     ///
     /// # Safety
     /// Needs AVX2; reads 32 bytes, writes 64 elements.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn block_avx2(table: &[f32; 16], bytes: *const u8, out: *mut Self);
+    unsafe fn block_avx2(code: &[f32; 16], absmax: f32, round_bf16: bool, bytes: *const u8, out: *mut Self);
 }
 
 impl Expand for f32 {
@@ -143,9 +143,9 @@ impl Expand for f32 {
         unsafe { super::x86::nf4_block_f32(code, absmax, round_bf16, bytes, out) }
     }
     #[cfg(target_arch = "x86_64")]
-    unsafe fn block_avx2(table: &[f32; 16], bytes: *const u8, out: *mut f32) {
+    unsafe fn block_avx2(code: &[f32; 16], absmax: f32, round_bf16: bool, bytes: *const u8, out: *mut f32) {
         // SAFETY: the caller's contract.
-        unsafe { super::avx2::nf4_block(table, bytes, out) }
+        unsafe { super::avx2::nf4_block(code, absmax, round_bf16, bytes, out) }
     }
 }
 
@@ -159,7 +159,7 @@ impl Expand for bf16 {
         unsafe { super::x86::nf4_block_bf16(code, absmax, bytes, out) }
     }
     #[cfg(target_arch = "x86_64")]
-    unsafe fn block_avx2(_: &[f32; 16], _: *const u8, _: *mut bf16) {
+    unsafe fn block_avx2(_: &[f32; 16], _: f32, _: bool, _: *const u8, _: *mut bf16) {
         unreachable!("AVX2 kernels read f32");
     }
 }

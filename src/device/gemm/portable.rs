@@ -23,7 +23,7 @@ impl Family for Portable {
     const PIECE: usize = 512;
     const B_BYTES: usize = 256 << 10;
     const MACS_PER_CYCLE: usize = 4;
-    const FEW: usize = 4;
+    const FEW: usize = 8;
     const LINES: usize = 8;
 
     unsafe fn tile(t: &Tile<f32>) {
@@ -44,7 +44,11 @@ impl Family for Portable {
                 1 => few::<1>(t),
                 2 => few::<2>(t),
                 3 => few::<3>(t),
-                _ => few::<4>(t),
+                4 => few::<4>(t),
+                5 => few::<5>(t),
+                6 => few::<6>(t),
+                7 => few::<7>(t),
+                _ => few::<8>(t),
             }
         }
     }

@@ -1,4 +1,4 @@
-use super::{Linear, Matrix, nf4_ref};
+use super::{Linear, Matrix, ggml_ref, nf4_ref};
 use crate::device::gemm::{Src, View, gemm};
 use crate::device::par::{for_rows, rows_of};
 use crate::device::pool::Pool;
@@ -17,6 +17,7 @@ impl<'a> Matrix<'a> {
         let src = match self {
             Matrix::Dense(s) => T::src(s.slice::<T>()),
             Matrix::Nf4(q) => Src::Nf4(nf4_ref(q, !transpose)),
+            Matrix::Ggml(q) => Src::Ggml(ggml_ref(q)),
             Matrix::DeviceNf4(_) | Matrix::DeviceGgml(_) | Matrix::Planned(..) => {
                 unreachable!("refused by the op's check, or only counted")
             }

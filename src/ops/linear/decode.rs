@@ -6,8 +6,8 @@ use std::ptr;
 use super::{Linear, Matrix, check, fwd, product_flops};
 use crate::device::{Exec, Kernel, Launcher, Params, abi, kernels};
 use crate::error::{Error, Result};
-use crate::format::gguf::GgmlType;
 use crate::ops::{Slot, bf16_only, no_kernel, size};
+use crate::quant::ggml::GgmlType;
 use crate::tensor::Tensor;
 
 /// As [`fwd`], for generation: the bits of a row of y depend on that row of `x` alone, however many rows there are; and

@@ -126,7 +126,9 @@ fn weights<'a>(w: &Matrix<'a>, scratch: Option<&mut Tensor>) -> Result<Weights<'
         (Matrix::DeviceGgml(_), None) => {
             Err(no_kernel("linear w", "blocks of ggml without a place to dequantise them"))
         }
-        (Matrix::Nf4(_) | Matrix::Planned(..), _) => unreachable!("refused by the op's check, or only counted"),
+        (Matrix::Nf4(_) | Matrix::Ggml(_) | Matrix::Planned(..), _) => {
+            unreachable!("refused by the op's check, or only counted")
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! A linear layer with its adapter: y = x W^T + bias + s drop(x) A^T B^T (+ add).
 //!
-//! `W` (out, in) is dense, NF4 or in blocks of ggml, `A` (r, in), `B` (out, r), `s` = alpha / r or alpha / sqrt(r). Hu et al. 2021,
+//! `W` (out, in) is dense, NF4 or in ggml blocks, `A` (r, in), `B` (out, r), `s` = alpha / r or alpha / sqrt(r). Hu et al. 2021,
 //! arXiv:2106.09685; NF4 base: Dettmers et al. 2023, arXiv:2305.14314.
 //!
 //! Backward, with P = s drop(x) A^T saved and Q = s dy B:
@@ -20,11 +20,12 @@ pub use decode::decode;
 
 use crate::by_dtype;
 use crate::device::Exec;
-use crate::device::gemm::{Absmax, Nf4Ref};
+use crate::device::gemm::{Absmax, GgmlFast, GgmlRef, Nf4Ref};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::ops::philox::Stream;
 use crate::ops::{Slot, no_kernel, product};
+use crate::quant::ggml::{Blocks, GgmlType, dequantise};
 use crate::quant::nf4::{self, Nf4};
 use crate::quant::{DeviceGgml, DeviceNf4, dynamic8};
 use crate::tensor::{DType, Tensor};
@@ -35,6 +36,8 @@ pub enum Matrix<'a> {
     Dense(Slot<'a>),
     /// Frozen, dequantised inside the product.
     Nf4(&'a Nf4),
+    /// Frozen, in ggml blocks, dequantised inside the product: to f32 beside f32, rounded to bf16 beside bf16.
+    Ggml(&'a Blocks),
     /// As `Nf4`, in the memory of a device that runs kernels.
     DeviceNf4(&'a DeviceNf4),
     /// Frozen, in blocks of ggml, in the memory of a device that runs kernels.
@@ -48,6 +51,7 @@ impl Matrix<'_> {
         match self {
             Matrix::Dense(s) => (s.rows, s.cols),
             Matrix::Nf4(q) => (q.rows, q.cols),
+            Matrix::Ggml(q) => (q.rows, q.cols),
             Matrix::DeviceNf4(q) => (q.rows, q.cols),
             Matrix::DeviceGgml(q) => (q.rows, q.cols),
             Matrix::Planned(out, inn) => (*out, *inn),
@@ -232,6 +236,12 @@ fn check(x: &Tensor, l: &Linear) -> Result<(usize, usize)> {
         Matrix::Nf4(_) if x.dtype() == DType::F64 => {
             return Err(Error::shape("linear x", "is f64; NF4 weights multiply f32 or bf16"));
         }
+        Matrix::Ggml(q) if x.dtype() == DType::F64 => {
+            return Err(Error::shape("linear x", format!("is f64; {} weights multiply f32 or bf16", q.ty)));
+        }
+        Matrix::Ggml(_) if x.device().runs_kernels() => {
+            return Err(no_kernel("linear w", "a matrix in ggml blocks"));
+        }
         Matrix::Nf4(_) if x.device().runs_kernels() => {
             return Err(no_kernel("linear w", "an NF4 matrix outside device memory"));
         }
@@ -263,4 +273,26 @@ fn nf4_ref(q: &Nf4, as_stored: bool) -> Nf4Ref<'_> {
         }
     };
     Nf4Ref { packed: &q.packed, absmax, code: &nf4::CODE, round_bf16: as_stored && q.source == Dtype::BF16 }
+}
+
+/// The blocks of a ggml matrix as the product reads them.
+fn ggml_ref(q: &Blocks) -> GgmlRef<'_> {
+    /// `dequantise` of each type, as a plain function.
+    macro_rules! expand {
+        ($($ty:ident)*) => {
+            match q.ty {
+                $(GgmlType::$ty => |blocks: &[u8], out: &mut [f32]| dequantise(GgmlType::$ty, blocks, out),)*
+            }
+        };
+    }
+    let expand: fn(&[u8], &mut [f32]) = expand!(F32 F16 Bf16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2K Q3K Q4K Q5K Q6K);
+    let fast = match q.ty {
+        GgmlType::Q4_0 => Some(GgmlFast::Q4_0),
+        GgmlType::Q8_0 => Some(GgmlFast::Q8_0),
+        GgmlType::Q4K => Some(GgmlFast::Q4K),
+        GgmlType::Q6K => Some(GgmlFast::Q6K),
+        _ => None,
+    };
+    let (block, block_bytes) = (q.ty.block(), q.ty.block_bytes());
+    GgmlRef { bytes: q.bytes(), block, block_bytes, expand, fast, round_bf16: false }
 }

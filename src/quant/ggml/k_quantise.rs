@@ -2,18 +2,12 @@
 //! they are stored in, and only then are the values rounded, with the scales that will be read back.
 
 use super::search::{Steps, affine, linear, nearest};
-use super::{half_at, put_half};
+use super::{half_at, inverse, put_half};
 
 const FOUR: Steps = Steps { levels: 15.0, from: -1.0, by: 0.1, count: 21 };
 const FIVE: Steps = Steps { levels: 31.0, from: -0.5, by: 0.1, count: 16 };
 /// The largest finite f16: a scale past it would turn a block into NaN.
 const MOST_HALF: f32 = 65504.0;
-
-/// 1 / x, or 0 where there is none.
-#[inline(always)]
-fn inverse(x: f32) -> f32 {
-    if x > 0.0 || x < 0.0 { 1.0 / x } else { 0.0 }
-}
 
 /// Writes the 16 bytes of d, dmin and 6-bit scales and mins into `head`, and returns the 256 numbers.
 #[inline(always)]

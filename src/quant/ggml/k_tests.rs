@@ -66,15 +66,16 @@ fn normal_values_lose_little() {
         (error(&x, &min_max(&x, &FOUR)), error(&x, &min_max(&x, &FIVE)), error(&x, &extremes(&x)));
     // Uniform rounding between the extremes of 32 normal values, about 4.1 apart: 4.1 / levels / sqrt(12).
     assert!((plain4 / (4.1 / 15.0 / 12f64.sqrt()) - 1.0).abs() < 0.1, "{plain4}");
-    for (name, got, plain, most) in
-        [("Q4_K", q4, plain4, 0.08), ("Q5_K", q5, plain5, 0.04), ("Q6_K", q6, plain6, 0.02)]
+    for (name, got, plain, most) in [("Q4_K", q4, plain4, 0.08), ("Q5_K", q5, plain5, 0.04), ("Q6_K", q6, plain6, 0.02)]
     {
         assert!(got < plain && got < most, "{name}: {got:.4}, plain rounding {plain:.4}");
     }
     assert!(q5 < 0.55 * q4 && q6 < 0.6 * q5, "{q4} {q5} {q6}");
     // Heavier tails, where the search matters more.
     let x: Vec<f32> = x.iter().map(|x| x * x * x).collect();
-    for (ty, plain) in [(GgmlType::Q4K, min_max(&x, &FOUR)), (GgmlType::Q5K, min_max(&x, &FIVE)), (GgmlType::Q6K, extremes(&x))] {
+    for (ty, plain) in
+        [(GgmlType::Q4K, min_max(&x, &FOUR)), (GgmlType::Q5K, min_max(&x, &FIVE)), (GgmlType::Q6K, extremes(&x))]
+    {
         let (got, plain) = (error(&x, &there_and_back(ty, &x)), error(&x, &plain));
         assert!(got < plain, "{ty}: {got:.4}, plain rounding {plain:.4}");
     }

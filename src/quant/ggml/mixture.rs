@@ -193,7 +193,16 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        let want = [("f32", 0), ("f16", 1), ("bf16", 32), ("q8_0", 7), ("q4_0", 2), ("q4_k_m", 15), ("q5_k_m", 17), ("q6_k", 18)];
+        let want = [
+            ("f32", 0),
+            ("f16", 1),
+            ("bf16", 32),
+            ("q8_0", 7),
+            ("q4_0", 2),
+            ("q4_k_m", 15),
+            ("q5_k_m", 17),
+            ("q6_k", 18),
+        ];
         assert_eq!(FileType::ALL.map(|t| (t.name(), t.id())), want);
         assert_eq!(FileType::from_name("Q4_K_M"), Some(FileType::Q4KM));
         assert_eq!(FileType::from_name("q4_k_s"), None);

@@ -52,7 +52,8 @@ pub fn can_quantise(ty: GgmlType) -> bool {
 /// # Panics
 /// Unless `values` is whole blocks, and [`can_quantise`] holds.
 pub fn quantise(ty: GgmlType, values: &[f32], out: &mut Vec<u8>) {
-    let bytes = ty.row_bytes(values.len()).unwrap_or_else(|| panic!("{} values are no whole {ty} blocks", values.len()));
+    let bytes =
+        ty.row_bytes(values.len()).unwrap_or_else(|| panic!("{} values are no whole {ty} blocks", values.len()));
     let start = out.len();
     out.resize(start + bytes, 0);
     let out = &mut out[start..];
@@ -105,4 +106,10 @@ fn half_at(block: &[u8], at: usize) -> f32 {
 #[inline(always)]
 fn put_half(block: &mut [u8], at: usize, x: f32) {
     block[at..at + 2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
+}
+
+/// 1 / `x`, or 0 of 0.
+#[inline(always)]
+fn inverse(x: f32) -> f32 {
+    if x == 0.0 { 0.0 } else { 1.0 / x }
 }

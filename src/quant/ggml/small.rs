@@ -11,7 +11,7 @@
 //! Low nibbles are values 0 to 15, high ones 16 to 31; bit i of the fifth bits belongs to value i. Each product and sum is
 //! rounded by itself, so that the bits are those of the `gguf` package.
 
-use super::{half_at, put_half};
+use super::{half_at, inverse, put_half};
 
 #[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
@@ -99,11 +99,6 @@ fn bounds(x: &[f32; 32]) -> (f32, f32) {
     }
     let least = least.into_iter().fold(least[0], |a, b| if b < a { b } else { a });
     (least, most.into_iter().fold(most[0], |a, b| if b > a { b } else { a }))
-}
-
-#[inline(always)]
-fn inverse(d: f32) -> f32 {
-    if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
 /// The integer part of `x`, at most `most`. Adding a half before makes it rounding.
