@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use qlora_engine::config::{self, Config, Format};
+use qlora_engine::data::ask::questions;
 use qlora_engine::data::encode::tokenise;
 use qlora_engine::data::template::Template;
 use qlora_engine::data::tokenizer::Tokenizer;
@@ -67,7 +68,7 @@ fn set_up(run: &Value) -> (Config, tempfile::TempDir) {
     yaml.insert("do_train".into(), true.into());
     for (key, value) in run.as_object().unwrap() {
         match key.as_str() {
-            "tokenizer" | "chat" | "rows" | "records" | "jinja" | "stop" | "prompts" => {}
+            "tokenizer" | "chat" | "rows" | "records" | "jinja" | "stop" | "prompts" | "questions" => {}
             "split" => drop(yaml.insert("split_special_tokens".into(), value.clone())),
             _ => drop(yaml.insert(key.clone(), value.clone())),
         }
@@ -78,7 +79,7 @@ fn set_up(run: &Value) -> (Config, tempfile::TempDir) {
 
 fn name(run: &Value) -> String {
     let mut run = run.as_object().unwrap().clone();
-    for key in ["rows", "records", "jinja", "stop", "prompts"] {
+    for key in ["rows", "records", "jinja", "stop", "prompts", "questions"] {
         run.remove(key);
     }
     Value::Object(run).to_string()
@@ -190,4 +191,34 @@ fn what_cannot_be_encoded_is_named() {
     unknown.template = Some("qwen3_nothinking".into());
     let e = Template::load(&unknown, &mut tokenizer.clone()).unwrap_err().to_string();
     assert!(e.contains("qwen3_nothink`") && e.contains("llama3"), "{e}");
+}
+
+/// What prediction asks, and what it compares answers with; tests/golden/eval/questions.py makes the cases.
+#[test]
+fn every_question_and_label_is_llama_factorys() {
+    let read = |path: PathBuf| -> Value { serde_json::from_slice(&fs::read(path).unwrap()).unwrap() };
+    let all = records(&read(golden().join("cases.json")));
+    let runs = read(golden().join("../eval/questions.json"));
+    let mut compared = 0;
+    for run in runs.as_array().unwrap() {
+        let what = name(run);
+        let (config, folder) = set_up(run);
+        let mut tokenizer = Tokenizer::load(folder.path(), false).unwrap();
+        let template = Template::load(&config.data, &mut tokenizer).unwrap().with_date(TODAY);
+        let given: Vec<Record> = numbers(&run["records"]).iter().map(|&i| all[i as usize].clone()).collect();
+        let (got, left_out) = questions("x", &given, config.data.cutoff_len, &tokenizer, &template).unwrap();
+        let want = run["questions"].as_array().unwrap();
+        assert_eq!((got.len(), left_out), (want.len(), given.len() - want.len()), "{what}");
+        for (i, (got, want)) in got.iter().zip(want).enumerate() {
+            let text = |ids: &[u32]| tokenizer.decode(ids, false).unwrap();
+            assert_eq!(text(&got.prompt), text(&ids(want[0].as_str().unwrap())), "{what}: row {i}");
+            assert_eq!(got.prompt, ids(want[0].as_str().unwrap()), "{what}: row {i}");
+            if let Some(label) = want[1].as_str() {
+                assert_eq!(text(&got.label), text(&ids(label)), "{what}: row {i}");
+                assert_eq!(got.label, ids(label), "{what}: row {i}");
+            }
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared}");
 }

@@ -249,6 +249,29 @@ impl Model {
         Ok(linear::fwd(&h, &head, None)?.0)
     }
 
+    /// The likeliest token after each of the batch's `loss_rows`, the lowest of several: what [`Model::loss`] compares with
+    /// `targets`. Logits exist a chunk at a time.
+    ///
+    /// # Errors
+    /// As [`Model::loss_and_grad`].
+    pub fn guesses(&self, batch: &Batch) -> Result<Vec<u32>> {
+        let input = self.input(batch, NO_PASS)?;
+        let x = self.hidden(&input)?;
+        let head = Linear { w: linear::Matrix::Dense(self.head()), bias: None, lora: None };
+        let mut guesses = Vec::with_capacity(batch.loss_rows.len());
+        for rows in batch.loss_rows.chunks(linear_cross_entropy::chunk_rows(self.head().rows)) {
+            let rows = Index::new(rows, rows.len(), None, &self.device)?;
+            let h = self.norm.fwd(&embedding::gather(&x, &rows)?, self.own(), self.spec.eps)?;
+            let logits = linear::fwd(&h, &head, None)?.0;
+            let vocab = logits.cols();
+            for row in logits.to_f64().chunks(vocab).take(rows.rows()) {
+                let likelier = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
+                guesses.push((0..vocab).fold(0, likelier) as u32);
+            }
+        }
+        Ok(guesses)
+    }
+
     fn hidden(&self, input: &Input) -> Result<Tensor> {
         let c = self.context(input, None);
         let mut x = self.embedded(input, None)?;

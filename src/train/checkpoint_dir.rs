@@ -24,11 +24,14 @@ pub const MANIFEST: &str = "qlora_engine_manifest.json";
 const LARGEST_MANIFEST: u64 = 1 << 20;
 
 /// Files of a run in output_dir beside the weights, which `overwrite_output_dir` removes.
-const RUN_FILES: [&str; 7] = [
+const RUN_FILES: [&str; 10] = [
     TRAINER_LOG,
     TRAINER_STATE,
     "train_results.json",
     "eval_results.json",
+    "predict_results.json",
+    "generated_predictions.jsonl",
+    "generated_predictions.jsonl.state",
     "all_results.json",
     "training_loss.png",
     "training_eval_loss.png",

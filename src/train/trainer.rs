@@ -94,7 +94,8 @@ pub fn train_on(config: &Config, device: &Device, target: &Target, observer: &mu
     let model = model::load(&inputs.folder, &plan::options(config, longest, target), device, &|_, _| {})?;
     let mut engine = Engine::new(model, &plan, config)?;
     if !t.do_train {
-        let mut metrics = evaluate(config, &inputs, &mut engine, observer, 0)?;
+        let mut metrics = evaluate(config, &inputs, &mut engine, observer, 0, true)?;
+        metrics.extend(perplexities(&metrics));
         metrics.push(("epoch".into(), 0.0));
         std::fs::create_dir_all(&t.output_dir).map_err(|e| Error::io(&t.output_dir, "cannot create", &e))?;
         write_results(&t.output_dir, "eval", &metrics)?;
@@ -312,7 +313,8 @@ impl<'a> Run<'a> {
     }
 
     fn evaluate(&mut self, told: &mut Told) -> Result<Vec<(String, f64)>> {
-        let metrics = evaluate(self.config, self.inputs, &mut self.engine, told, self.state.global_step)?;
+        let accuracy = self.config.train.compute_accuracy;
+        let metrics = evaluate(self.config, self.inputs, &mut self.engine, told, self.state.global_step, accuracy)?;
         let row = LogRow {
             step: self.state.global_step,
             epoch: self.state.epoch,
@@ -380,6 +382,7 @@ impl<'a> Run<'a> {
         self.state.write(&t.output_dir)?;
         if t.do_eval && !self.inputs.eval.is_empty() {
             let mut metrics = self.evaluate(told)?;
+            metrics.extend(perplexities(&metrics));
             metrics.extend(self.whereabouts());
             write_results(&t.output_dir, "eval", &metrics)?;
         }
@@ -424,13 +427,15 @@ impl Observer for Told<'_> {
 }
 
 /// Metrics of all evaluation sets: `eval_loss` is the plain mean of the batches' means, as transformers gives it,
-/// `eval_token_loss` the mean over tokens.
+/// `eval_token_loss` the mean over tokens; with `accuracy` also `eval_accuracy`, the share of a sample's labels that are
+/// guessed right, averaged over the samples as LLaMA-Factory does.
 fn evaluate(
     config: &Config,
     inputs: &Inputs,
     engine: &mut Engine,
     observer: &mut dyn Observer,
     step: u64,
+    accuracy: bool,
 ) -> Result<Vec<(String, f64)>> {
     let size = config.train.per_device_eval_batch_size;
     let padding = Padding::of(config);
@@ -440,6 +445,7 @@ fn evaluate(
         let began = Instant::now();
         let total = samples.len().div_ceil(size);
         let (mut means, mut counted, mut sum, mut tokens) = (0.0, 0usize, 0.0, 0usize);
+        let mut right: Vec<f64> = Vec::new();
         for (i, rows) in samples.chunks(size).enumerate() {
             let batch = Batch::collate(&rows.iter().collect::<Vec<&Sample>>(), padding);
             // Labels that are predicted, unlike in training: the mean is the model's own. A batch without one has none.
@@ -449,6 +455,9 @@ fn evaluate(
                 counted += 1;
                 sum += loss;
                 tokens += batch.targets.len();
+                if accuracy {
+                    right.extend(shares_right(rows, &batch, &engine.model.guesses(&batch)?));
+                }
             }
             observer.observe(&Event::Evaluating { done: i as u64 + 1, total: total as u64 })?;
         }
@@ -459,7 +468,61 @@ fn evaluate(
         }
         metrics.push((format!("{split}_loss"), loss));
         metrics.push((format!("{split}_token_loss"), token_loss));
+        if accuracy {
+            metrics.push((format!("{split}_accuracy"), right.iter().sum::<f64>() / right.len() as f64));
+        }
         metrics.extend(speed_metrics(&split, began.elapsed().as_secs_f64(), samples.len() as f64, total as u64));
     }
     Ok(metrics)
+}
+
+/// For each sample that has labels, the share of them that `guesses` hit.
+fn shares_right(samples: &[Sample], batch: &Batch, guesses: &[u32]) -> Vec<f64> {
+    let mut labels = batch.loss_rows.iter().zip(batch.targets.iter().zip(guesses)).peekable();
+    let mut end = 0;
+    let mut shares = Vec::with_capacity(samples.len());
+    for sample in samples {
+        end += sample.ids.len();
+        let (mut right, mut all) = (0u32, 0u32);
+        while let Some((_, (target, guess))) = labels.next_if(|(row, _)| (**row as usize) < end) {
+            right += u32::from(target == guess);
+            all += 1;
+        }
+        if all > 0 {
+            shares.push(f64::from(right) / f64::from(all));
+        }
+    }
+    shares
+}
+
+/// exp(loss) of each evaluation set: `eval_perplexity` for `eval_loss`.
+fn perplexities(metrics: &[(String, f64)]) -> Vec<(String, f64)> {
+    let of = |name: &str| name.strip_suffix("_loss").filter(|split| !split.ends_with("_token")).map(str::to_string);
+    metrics.iter().filter_map(|(name, x)| Some((format!("{}_perplexity", of(name)?), x.exp()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accuracy_is_a_mean_over_samples() {
+        let sample = |trained: &[bool]| {
+            let n = trained.len() as u32;
+            Sample { ids: (0..n).collect(), trained: trained.to_vec(), pieces: vec![n], ..Sample::default() }
+        };
+        // Three labels, none, and one.
+        let samples = [sample(&[true, true, true, true]), sample(&[false, false]), sample(&[false, true])];
+        let batch = Batch::collate(&samples.iter().collect::<Vec<_>>(), Padding { multiple_of: 1, at_least: 0 });
+        assert_eq!(batch.targets, [1, 2, 3, 1]);
+        assert_eq!(shares_right(&samples, &batch, &[1, 0, 3, 1]), [2.0 / 3.0, 1.0]);
+        assert_eq!(shares_right(&samples, &batch, &[0, 0, 0, 0]), [0.0, 0.0]);
+    }
+
+    #[test]
+    fn perplexity_is_of_the_loss_alone() {
+        let metrics = [("eval_loss".to_string(), 0.0), ("eval_token_loss".into(), 1.0), ("eval_a_loss".into(), 1.0)];
+        let want = [("eval_perplexity".to_string(), 1.0), ("eval_a_perplexity".into(), std::f64::consts::E)];
+        assert_eq!(perplexities(&metrics), want);
+    }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use super::Scores;
 use super::predict::Compared;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::atomic::write_atomic;
 
 pub use scores::{Verdict, sum_up};
@@ -28,6 +28,18 @@ pub struct Pair {
     pub base: String,
     /// The adapter's.
     pub tuned: String,
+}
+
+/// Whether [`write`] may write into `dir`: people's scores are not written over.
+///
+/// # Errors
+/// [`Error::File`] naming the sheet.
+pub fn check(dir: &Path) -> Result<()> {
+    let sheet = dir.join(SHEET);
+    match scores::is_filled(&sheet) {
+        true => Err(Error::file(sheet, "holds scores, or is no sheet of this program: move it away to compare again")),
+        false => Ok(()),
+    }
 }
 
 /// Writes [`COMPARISON`], [`SHEET`] and [`KEY`] into `dir`. `seed` decides which answer comes first in which row.

@@ -93,6 +93,19 @@ pub fn sum_up(sheet: &Path) -> Result<Verdict> {
     Ok(verdict)
 }
 
+/// Whether people have written into a sheet, or it is not one of ours: then it is not to be written over.
+pub(super) fn is_filled(sheet: &Path) -> bool {
+    let Ok(bytes) = fs::read(sheet) else { return sheet.exists() };
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    let mut reader = csv::ReaderBuilder::new().delimiter(delimiter(bytes)).flexible(true).from_reader(bytes);
+    let columns = |header: &csv::StringRecord| -> Option<Vec<usize>> {
+        COLUMNS[5..].iter().map(|name| header.iter().position(|h| h.trim().eq_ignore_ascii_case(name))).collect()
+    };
+    let Some(columns) = reader.headers().ok().and_then(columns) else { return true };
+    let empty = |record: csv::StringRecord| columns.iter().all(|&at| record.get(at).unwrap_or("").trim().is_empty());
+    !reader.records().all(|record| record.is_ok_and(empty))
+}
+
 impl Verdict {
     fn add(&mut self, (base, tuned): (f64, f64)) {
         self.scored += 1;
@@ -226,5 +239,10 @@ mod tests {
         fs::write(&path, sheet::csv(&path, &pairs, &order).unwrap()).unwrap();
         fs::write(dir.path().join(KEY), sheet::key(&order)).unwrap();
         assert_eq!(sum_up(&path).unwrap(), Verdict { unscored: 7, ..Verdict::default() });
+        assert!(!is_filled(&path) && !is_filled(&dir.path().join("none.csv")));
+        for filled in ["id,score A,score B\n1,,3\n", "another,table\n", ""] {
+            fs::write(&path, filled).unwrap();
+            assert!(is_filled(&path), "{filled:?}");
+        }
     }
 }

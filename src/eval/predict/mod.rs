@@ -75,13 +75,16 @@ pub fn run(
     if compare && config.model.adapter_name_or_path.is_empty() {
         return Err(Error::config("adapter_name_or_path", "is missing: there is nothing to compare the base with"));
     }
+    let dir = &config.train.output_dir;
+    if compare {
+        compare::check(dir)?;
+    }
     let (folder, tokenizer, template) = Inputs::model(config, observer)?;
     observer.observe(&Event::Preparing { what: "reading the questions" })?;
     let questions = read_questions(config, &tokenizer, &template)?;
     let requests = requests(config, &folder, &questions, &template.stop_ids(&tokenizer))?;
     let prepared = Prepared { config, folder, tokenizer, questions, requests };
 
-    let dir = &config.train.output_dir;
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "cannot create", &e))?;
     let tuned = prepared.fingerprint(&config.model.adapter_name_or_path)?;
     let mut open = vec![(PREDICTIONS, false, Answers::open(dir, PREDICTIONS, &tuned)?)];
