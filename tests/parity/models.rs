@@ -155,6 +155,20 @@ fn dense() {
     f.report();
 }
 
+/// Trained matrices that lie transposed in the checkpoint are read and given back as they lie there.
+#[test]
+fn transposed_matrices_come_back() {
+    let base = folder("gpt2");
+    let file = Checkpoint::open(&base).unwrap();
+    let model = load(&base, &config(&base, "finetuning_type: full"), DType::F32, None);
+    let turned = model.params.entries.iter().filter(|e| e.turned).count();
+    assert_eq!((turned, model.params.entries.len()), (8, 28));
+    for (i, e) in model.params.entries.iter().enumerate() {
+        assert_eq!(e.shape, file.get(&e.name).unwrap().shape, "{}", e.name);
+        assert!(model.params.values(i) == values(&file, &e.name), "{}", e.name);
+    }
+}
+
 /// A copy of `base` whose linear layers hold what their NF4 stands for; `offset` gives the mean that was subtracted from
 /// absmax, where it is quantised too.
 fn dequantised(base: &Path, to: &Path, dtype: Dtype, double: bool, offset: &dyn Fn(&str) -> Option<f32>) {
