@@ -8,7 +8,7 @@ engine=target/release/qlora-engine
 questions=("What does HbA1c measure?" "多久洗一次牙？")
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-ask() { for q in "${questions[@]}"; do printf '  Q: %s\n  A: %s\n' "$q" "$("$engine" generate --prompt "$q" "$config" "$@" 2>/dev/null)"; done; }
+ask() { for q in "${questions[@]}"; do printf '  Q: %s\n  A: %s\n' "$q" "$("$engine" generate --greedy --max-new-tokens 128 --prompt "$q" "$config" "$@" 2>/dev/null)"; done; }
 
 say "1. Build"
 "${CARGO:-cargo}" build --release

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{self, BufRead, IsTerminal};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustyline::error::ReadlineError;
 use rustyline::{Config, DefaultEditor};
@@ -11,6 +12,9 @@ use crate::error::{Error, Result};
 
 /// Lines of history kept.
 const HISTORY: usize = 1000;
+
+/// Two Ctrl-C within this leave.
+const TWICE: Duration = Duration::from_secs(2);
 
 pub(super) enum Input {
     Terminal(Box<Terminal>),
@@ -64,21 +68,25 @@ impl Terminal {
         Ok(Terminal { editor, history })
     }
 
-    /// Ctrl-C clears the line; twice in a row it leaves, as Ctrl-D does.
+    /// Ctrl-C clears the line; twice within a moment it leaves, as Ctrl-D does.
     fn next(&mut self) -> Result<Option<String>> {
-        for _ in 0..2 {
+        let mut cleared: Option<Instant> = None;
+        loop {
             match self.editor.readline("User: ") {
                 Ok(line) => {
                     self.remember(&line);
                     return Ok(Some(line));
                 }
-                Err(ReadlineError::Interrupted) => {}
-                Err(ReadlineError::Eof) => break,
+                Err(ReadlineError::Interrupted) if cleared.is_some_and(|at| at.elapsed() < TWICE) => return Ok(None),
+                Err(ReadlineError::Interrupted) => {
+                    cleared = Some(Instant::now());
+                    eprintln!("(Ctrl-C again or Ctrl-D leaves)");
+                }
+                Err(ReadlineError::Eof) => return Ok(None),
                 Err(ReadlineError::Io(e)) => return Err(Error::io("standard input", "cannot read", &e)),
                 Err(e) => return Err(Error::file("standard input", format!("cannot read: {e}"))),
             }
         }
-        Ok(None)
     }
 
     /// Adds to the history at once, so that a killed program loses nothing.
