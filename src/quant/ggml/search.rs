@@ -83,7 +83,10 @@ pub(super) fn affine(x: &[f32; 32], steps: &Steps) -> (f32, f32) {
         let (s, t) = if free + least > 0.0 { (held, -least) } else { (fit, free) };
         // The weighted squares that are left, less those of y, which are the same for all candidates.
         let rest = s * (s * sqq[c] + 2.0 * (t * sq[c] - sqy[c])) + t * (t * sw - 2.0 * sy);
-        (scale[c], shift[c], left[c]) = (s, t, if det > 0.0 { rest } else { f32::INFINITY });
+        // Where all numbers are equal, det is 0 but for rounding (32 terms, 6e-8 each); where one differs by 1 of 31, it is
+        // 3e-5 of its first term.
+        let fits = det > 1e-5 * sw * sqq[c];
+        (scale[c], shift[c], left[c]) = (s, t, if fits { rest } else { f32::INFINITY });
     }
     let (mut best, mut found) = (f32::INFINITY, (range / steps.levels, -least));
     for c in 0..steps.count {
