@@ -121,7 +121,12 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// An answer as Python's `json.dumps(..., ensure_ascii=False)` writes it.
 fn line(row: &Row) -> String {
     let text = |s: &str| Value::from(s).to_string();
-    format!("{{\"prompt\": {}, \"predict\": {}, \"label\": {}}}\n", text(&row.prompt), text(&row.predict), text(&row.label))
+    format!(
+        "{{\"prompt\": {}, \"predict\": {}, \"label\": {}}}\n",
+        text(&row.prompt),
+        text(&row.predict),
+        text(&row.label)
+    )
 }
 
 fn parse(line: &[u8], marks: &[u8]) -> Option<Row> {

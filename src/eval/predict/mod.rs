@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::infer::{self, Answer, Control, Request, Sampling};
 use crate::model::Model;
 use crate::train::log_files::{speed_metrics, write_results};
-use crate::train::{Event, Inputs, Observer, json};
+use crate::train::{Event, Inputs, Observer, json, plan};
 
 /// Where the answers are.
 pub const PREDICTIONS: &str = "generated_predictions.jsonl";
@@ -142,7 +142,7 @@ fn read_questions(config: &Config, tokenizer: &Tokenizer, template: &Template) -
 
 /// The questions as the engine takes them. An answer that would pass what the model was made for is made shorter.
 fn requests(config: &Config, folder: &Path, questions: &[Question], stops: &[u32]) -> Result<Vec<Request>> {
-    let context = load::context(config, folder)?;
+    let context = plan::context(config, folder)?;
     let g = &config.generate;
     let mut shortened = 0;
     let mut requests = Vec::with_capacity(questions.len());
@@ -175,7 +175,10 @@ fn requests(config: &Config, folder: &Path, questions: &[Question], stops: &[u32
         requests.push(Request { prompt, max_new_tokens, stops, sampling, adapter: None });
     }
     if shortened > 0 {
-        log::warn!("{shortened} answers can have fewer than {} tokens: the model was made for {context}", g.max_new_tokens);
+        log::warn!(
+            "{shortened} answers can have fewer than {} tokens: the model was made for {context}",
+            g.max_new_tokens
+        );
     }
     Ok(requests)
 }
