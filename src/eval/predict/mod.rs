@@ -86,6 +86,10 @@ pub fn run(
     let prepared = Prepared { config, folder, tokenizer, questions, requests };
 
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "cannot create", &e))?;
+    observer.observe(&Event::Preparing { what: "loading the model" })?;
+    let longest = prepared.requests.iter().map(|r| r.prompt.len() + r.max_new_tokens).max().unwrap_or(1);
+    let loaded = load::load(config, &prepared.folder, longest)?;
+    // Only now, when all else is sound, do the answers of another run make way.
     let tuned = prepared.fingerprint(&config.model.adapter_name_or_path)?;
     let mut open = vec![(PREDICTIONS, false, Answers::open(dir, PREDICTIONS, &tuned)?)];
     if compare {
@@ -93,10 +97,6 @@ pub fn run(
         let base = prepared.fingerprint(merged)?;
         open.push((BASE_PREDICTIONS, true, Answers::open(dir, BASE_PREDICTIONS, &base)?));
     }
-
-    observer.observe(&Event::Preparing { what: "loading the model" })?;
-    let longest = prepared.requests.iter().map(|r| r.prompt.len() + r.max_new_tokens).max().unwrap_or(1);
-    let loaded = load::load(config, &prepared.folder, longest)?;
     let mut given = Vec::new();
     for (name, base, mut answers) in open {
         let timed = prepared.answer(&loaded, base, &mut answers, watch)?;
