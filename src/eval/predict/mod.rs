@@ -91,24 +91,18 @@ pub fn run(
     let loaded = load::load(config, &prepared.folder, longest)?;
     // Only now, when all else is sound, do the answers of another run make way.
     let tuned = prepared.fingerprint(&config.model.adapter_name_or_path)?;
-    let mut open = vec![(PREDICTIONS, false, Answers::open(dir, PREDICTIONS, &tuned)?)];
+    let mut open = vec![(false, Answers::open(dir, PREDICTIONS, &tuned)?)];
     if compare {
         let merged = config.model.adapter_name_or_path.split_last().map_or(&[][..], |(_, merged)| merged);
         let base = prepared.fingerprint(merged)?;
-        open.push((BASE_PREDICTIONS, true, Answers::open(dir, BASE_PREDICTIONS, &base)?));
+        open.push((true, Answers::open(dir, BASE_PREDICTIONS, &base)?));
     }
-    let mut given = Vec::new();
-    for (name, base, mut answers) in open {
-        let timed = prepared.answer(&loaded, base, &mut answers, watch)?;
-        given.push((dir.join(name), answers, timed));
+    let mut timed = Vec::new();
+    for (base, answers) in &mut open {
+        timed.push(prepared.answer(&loaded, *base, answers, watch)?);
     }
-    // The marks by which a run goes on are removed when all of it is done.
-    let mut finished = Vec::new();
-    for (path, answers, timed) in given {
-        finished.push((path, answers.finish()?, timed));
-    }
-    let mut finished = finished.into_iter();
-    let Some((path, rows, timed)) = finished.next() else { unreachable!("the adapter's answers come first") };
+    let mut given = open.iter().map(|(_, answers)| answers.rows());
+    let (Some(rows), Some(timed)) = (given.next(), timed.first()) else { unreachable!("one is always asked") };
     let scores = mean(rows.iter().map(|row| row.scores)).unwrap_or_default();
     let mut metrics: Vec<(String, f64)> =
         scores.named().into_iter().map(|(name, x)| (format!("predict_{name}"), x)).collect();
@@ -118,11 +112,12 @@ pub fn run(
     }
     metrics.extend(speed_metrics("predict", timed.seconds, timed.rows as f64, timed.steps));
     write_results(dir, "predict", &metrics)?;
-    let compared = match finished.next() {
-        Some((_, base_rows, _)) => Some(prepared.compare(&rows, &base_rows)?),
-        None => None,
-    };
-    Ok(Outcome { metrics, path, compared })
+    let compared = given.next().map(|base| prepared.compare(rows, base)).transpose()?;
+    // The marks by which a run goes on are removed when all of it is done.
+    for (_, answers) in open {
+        answers.finish()?;
+    }
+    Ok(Outcome { metrics, path: dir.join(PREDICTIONS), compared })
 }
 
 /// The questions of the evaluation data, all sets in order.
