@@ -210,14 +210,13 @@ fn a_benchmark_is_answered_as_whole_passes_answer_it() {
     let args = ["eval", "run.yaml", "task=toy_test", "task_dir=bench", "n_shot=2", "save_dir=res", "template=fewshot"];
     let said = ran(&place, &args);
     assert!(said.contains("        Average: ") && said.contains("sums: "), "{said}");
-    assert_eq!(place.read("res/results.log"), said[..said.find("done").unwrap()].as_bytes());
+    assert!(said.contains(std::str::from_utf8(&place.read("res/results.log")).unwrap()), "{said}");
 
     let c = config(&place, &["template=fewshot", "task=toy_test"]);
     let (_, tokenizer, template) = Inputs::model(&c, &mut |_: &Event<'_>| train::Control::Continue).unwrap();
     let model = base(&c);
-    let ask = |q: &str, all: [&str; 4]| {
-        format!("{q}\nA. {}\nB. {}\nC. {}\nD. {}\nAnswer:", all[0], all[1], all[2], all[3])
-    };
+    let ask =
+        |q: &str, all: [&str; 4]| format!("{q}\nA. {}\nB. {}\nC. {}\nD. {}\nAnswer:", all[0], all[1], all[2], all[3]);
     let four = ["1", "2", "3", "4"];
     let head = "The following are multiple choice questions (with answers) about sums.\n\n";
     let shots = [(head.to_string() + &ask("1 + 1 = ?", four), "B"), (ask("2 + 1 = ?", four), "C")];

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::format::HfConfig;
 use crate::model::{self, Model};
 use crate::train::{plan, target};
 
@@ -41,17 +40,6 @@ pub(super) fn load(config: &Config, folder: &Path, more: &[PathBuf], positions: 
     }
     let chosen = (!names.is_empty()).then_some(0);
     Ok((model, Adapters { names, chosen }))
-}
-
-/// The most tokens that the model in `folder` was made for; no bound where `rope_scaling` stretches it.
-///
-/// # Errors
-/// Those of its config.json.
-pub(super) fn context(config: &Config, folder: &Path) -> Result<usize> {
-    match config.model.rope_scaling {
-        Some(_) => Ok(usize::MAX),
-        None => Ok(HfConfig::open(folder)?.max_position_embeddings),
-    }
 }
 
 impl Adapters {

@@ -72,10 +72,10 @@ fn run(args: Args) -> Result<()> {
             let asked = predict::take_flags(&mut raw.args)?;
             match asked.scores {
                 Some(sheet) => predict::scores(&sheet),
-                None => with_config("predict", &raw, Command::Predict, |c| predict::run(&c, asked.compare)),
+                None => with_config("predict", &raw, Command::Predict, |c| predict::run(c, asked.compare)),
             }
         }
-        Subcommand::Predict(raw) => with_config("predict", &raw, Command::Predict, |c| predict::run(&c, false)),
+        Subcommand::Predict(raw) => with_config("predict", &raw, Command::Predict, |c| predict::run(c, false)),
         Subcommand::Generate(raw) => generate(raw),
     }
 }

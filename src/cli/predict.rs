@@ -65,8 +65,10 @@ pub fn scores(sheet: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Those of [`predict::run`].
-pub fn run(config: &Config, compare: bool) -> Result<()> {
-    run_until(config, compare, &train::on_ctrl_c("stopping; the same command goes on from here"))
+pub fn run(mut config: Config, compare: bool) -> Result<()> {
+    // A training file may be given as it is; nothing is trained here.
+    config.train.do_train = false;
+    run_until(&config, compare, &train::on_ctrl_c("stopping; the same command goes on from here"))
 }
 
 /// As [`run`], until `stop` is set.

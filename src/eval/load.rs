@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use crate::config::Config;
 use crate::error::Result;
-use crate::format::HfConfig;
 use crate::model::{self, Model};
 use crate::train::{plan, target};
 
@@ -34,16 +33,4 @@ pub fn load(config: &Config, folder: &Path, positions: usize) -> Result<Loaded> 
     let mut model = model::load(folder, &options, &device, &|_, _| {})?;
     let adapter = last.map(|path| model.attach(path)).transpose()?;
     Ok(Loaded { model, adapter, seconds: began.elapsed().as_secs_f64() })
-}
-
-/// Tokens of the longest sequence that the model in `folder` was made for; without a bound where `rope_scaling` stretches
-/// it.
-///
-/// # Errors
-/// [`crate::Error::File`] for a config.json that cannot be read.
-pub fn context(config: &Config, folder: &Path) -> Result<usize> {
-    match config.model.rope_scaling {
-        Some(_) => Ok(usize::MAX),
-        None => Ok(HfConfig::open(folder)?.max_position_embeddings),
-    }
 }

@@ -10,6 +10,7 @@ use crate::config::{Config, FinetuningType, NOTHING_TRAINED};
 use crate::data::Batch;
 use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
+use crate::format::HfConfig;
 use crate::model::{self, Model, Options, Pass, Policies, Policy, Spec};
 use crate::ops::adamw::Moments;
 use crate::ops::linear_cross_entropy::{chunk_rows, kernel_chunk_rows};
@@ -141,6 +142,17 @@ pub fn options<'a>(config: &'a Config, max_positions: usize, target: &Target) ->
 /// How a model is loaded that is only used, with `merged` merged into it and sequences of up to `positions` tokens.
 pub fn use_options<'a>(config: &'a Config, merged: &'a [PathBuf], positions: usize, target: &Target) -> Options<'a> {
     Options { method: &NOTHING_TRAINED, adapters: merged, ..options(config, positions, target) }
+}
+
+/// Tokens of the longest sequence that the model in `folder` was made for; no bound where `rope_scaling` stretches it.
+///
+/// # Errors
+/// Those of its config.json.
+pub fn context(config: &Config, folder: &Path) -> Result<usize> {
+    match config.model.rope_scaling {
+        Some(_) => Ok(usize::MAX),
+        None => Ok(HfConfig::open(folder)?.max_position_embeddings),
+    }
 }
 
 /// Plans a run of the model in `folder` whose largest training and evaluation batches are given. On a GPU as much is kept

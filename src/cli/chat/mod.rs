@@ -20,7 +20,7 @@ use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::infer::text::Streamer;
 use crate::infer::{Control, Finish, Request, Sampling, Session};
-use crate::train::{self, Event, Inputs};
+use crate::train::{self, Event, Inputs, plan};
 
 /// Talks with the base that `config` names, its adapter and `more` of them loaded beside it. Answers go to stdout, all else
 /// to stderr.
@@ -29,7 +29,7 @@ use crate::train::{self, Event, Inputs};
 /// Whatever is wrong with model, adapters, tokenizer or template; in a script also what is wrong with one of its lines.
 pub fn run(config: &Config, more: &[PathBuf]) -> Result<()> {
     let (folder, tokenizer, template) = Inputs::model(config, &mut |_: &Event<'_>| train::Control::Continue)?;
-    let most = loaded::context(config, &folder)?;
+    let most = plan::context(config, &folder)?;
     let g = &config.generate;
     let answer = g.max_length.unwrap_or(g.max_new_tokens);
     let positions = config.data.cutoff_len.saturating_add(answer).min(most);

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::infer::text::{StopStrings, Streamer};
 use crate::infer::{self, Answer, Finish, Request, Sampling};
-use crate::train::{Control, Event, Inputs};
+use crate::train::{Control, Event, Inputs, plan};
 
 /// So many batches are answered before the first of their answers are printed.
 const BATCHES: usize = 8;
@@ -63,7 +63,7 @@ pub(super) fn take_options(raw: &mut Raw) -> Result<Asked> {
 /// Whatever is wrong with model, adapter, tokenizer or template; [`Error::Shape`] for a prompt that is too long.
 pub(super) fn run(config: &Config, asked: &Asked) -> Result<()> {
     let (folder, tokenizer, template) = Inputs::model(config, &mut |_: &Event<'_>| Control::Continue)?;
-    let most = loaded::context(config, &folder)?;
+    let most = plan::context(config, &folder)?;
     let encode = |p: &Prompt| {
         let system = if p.system.is_empty() { &template.default_system } else { &p.system };
         template.chat_prompt(&tokenizer, &p.messages, system, "", config.data.enable_thinking)

@@ -63,7 +63,10 @@ pub(super) fn benchmark(s: &Settings, no_effect: &mut Vec<(String, String)>) -> 
     }
     // Also the small-tutorial dialect's name of another key.
     if s.entry("per_device_train_batch_size").is_some_and(|e| e.typed == "batch_size") {
-        no_effect.push(("batch_size".into(), "prompts are read one by one, each from where it differs from the last".into()));
+        no_effect.push((
+            "batch_size".into(),
+            "prompts are read one by one, each from where it differs from the last".into(),
+        ));
     }
     Ok(Some(BenchmarkConfig { task: name.to_string(), split, task_dir, n_shot, lang, save_dir }))
 }

@@ -14,7 +14,7 @@ use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::{Cache, Model, Sequence};
-use crate::train::{Event, Inputs, Observer};
+use crate::train::{Event, Inputs, Observer, plan};
 
 pub use results::Results;
 pub use tables::{Item, Subject, read};
@@ -94,7 +94,7 @@ fn prompts(
     template: &Template,
     subjects: &[Subject],
 ) -> Result<Vec<Vec<Vec<u32>>>> {
-    let context = load::context(config, folder)?;
+    let context = plan::context(config, folder)?;
     let mut shortened = 0;
     let mut prompt = |subject: &Subject, item: &Item| -> Result<Vec<u32>> {
         for shots in (0..=subject.shots.len()).rev() {
@@ -150,7 +150,8 @@ impl<'a> Reader<'a> {
         let same = same.min(ids.len().saturating_sub(1));
         self.sequence.truncate(same);
         self.held.truncate(same);
-        let logits = self.model.read(&mut self.cache, self.adapter, &mut [(&mut self.sequence, &ids[same..])])?.to_f64();
+        let logits =
+            self.model.read(&mut self.cache, self.adapter, &mut [(&mut self.sequence, &ids[same..])])?.to_f64();
         self.held = ids.to_vec();
         likeliest(choices.map(|id| logits.get(id as usize).copied().unwrap_or(f64::NAN)))
     }

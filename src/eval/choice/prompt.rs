@@ -1,7 +1,7 @@
 //! A question as the model is asked it, in the words of LLaMA-Factory's evaluation templates.
 
-use super::tables::Item;
 use super::CHOICES;
+use super::tables::Item;
 use crate::config::Lang;
 use crate::data::{Message, Role};
 
@@ -11,9 +11,7 @@ fn words(lang: Lang, subject: &str) -> (String, &'static str) {
         Lang::En => {
             (format!("The following are multiple choice questions (with answers) about {subject}.\n\n"), "\nAnswer:")
         }
-        Lang::Zh => {
-            (format!("以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n\n"), "\n答案：")
-        }
+        Lang::Zh => (format!("以下是中国关于{subject}考试的单项选择题，请选出其中的正确答案。\n\n"), "\n答案："),
     }
 }
 

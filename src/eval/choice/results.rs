@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::tables::Subject;
 use super::CHOICES;
+use super::tables::Subject;
 use crate::error::{Error, Result};
 use crate::format::atomic::write_atomic;
 
@@ -93,8 +93,7 @@ impl Results {
         let of = |chosen: &[usize]| -> Map<String, Value> {
             chosen.iter().enumerate().map(|(i, &choice)| (i.to_string(), CHOICES[choice].into())).collect()
         };
-        let all: Map<String, Value> =
-            self.chosen.iter().map(|(id, chosen)| (id.clone(), of(chosen).into())).collect();
+        let all: Map<String, Value> = self.chosen.iter().map(|(id, chosen)| (id.clone(), of(chosen).into())).collect();
         write_atomic(&dir.join("results.json"), format!("{:#}", Value::Object(all)).as_bytes())?;
         write_atomic(&dir.join("results.log"), self.log().as_bytes())
     }

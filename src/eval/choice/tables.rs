@@ -163,7 +163,10 @@ fn header(record: &csv::StringRecord, path: &Path) -> Result<Option<Columns>> {
         return Ok(None);
     };
     let answer = find("answer").ok_or_else(|| {
-        Error::file(path, "has no column `answer`: the answers of some test sets are not public, see the validation set")
+        Error::file(
+            path,
+            "has no column `answer`: the answers of some test sets are not public, see the validation set",
+        )
     })?;
     Ok(Some(Columns { question, choices: [a, b, c, d], answer }))
 }

@@ -174,7 +174,10 @@ pub(super) mod tests {
     fn the_table_shows_questions_and_scores() {
         let text = table(&compared(3), 2, 12);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(lines[1].starts_with("问题 0") && lines[1].contains("=base 0") && lines[3] == "... and 1 more", "{text}");
+        assert!(
+            lines[1].starts_with("问题 0") && lines[1].contains("=base 0") && lines[3] == "... and 1 more",
+            "{text}"
+        );
         assert!(lines.iter().any(|l| l.contains("bleu-4") && l.contains("1.5000") && l.ends_with("20.2500")), "{text}");
     }
 

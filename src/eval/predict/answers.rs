@@ -84,14 +84,18 @@ impl Answers {
         Ok(())
     }
 
-    /// All answers, once there is none to come: the marks are removed.
+    /// Those there are, in order.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// Removes the marks, once there is no answer to come and all that follows from them is written.
     ///
     /// # Errors
     /// [`Error::File`] if they cannot be removed.
-    pub fn finish(self) -> Result<Vec<Row>> {
+    pub fn finish(self) -> Result<()> {
         self.file.sync_all().map_err(|e| Error::io(&self.path, "cannot write", &e))?;
-        fs::remove_file(&self.state_path).map_err(|e| Error::io(&self.state_path, "cannot remove", &e))?;
-        Ok(self.rows)
+        fs::remove_file(&self.state_path).map_err(|e| Error::io(&self.state_path, "cannot remove", &e))
     }
 }
 
@@ -121,7 +125,12 @@ fn whole_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// An answer as Python's `json.dumps(..., ensure_ascii=False)` writes it.
 fn line(row: &Row) -> String {
     let text = |s: &str| Value::from(s).to_string();
-    format!("{{\"prompt\": {}, \"predict\": {}, \"label\": {}}}\n", text(&row.prompt), text(&row.predict), text(&row.label))
+    format!(
+        "{{\"prompt\": {}, \"predict\": {}, \"label\": {}}}\n",
+        text(&row.prompt),
+        text(&row.predict),
+        text(&row.label)
+    )
 }
 
 fn parse(line: &[u8], marks: &[u8]) -> Option<Row> {
@@ -163,7 +172,8 @@ mod tests {
         let mut a = Answers::open(whole.path(), "a.jsonl", "x").unwrap();
         (0..3).for_each(|i| a.push(row(i)).unwrap());
         let (text, state) = (read(a.path()).unwrap(), read(&a.state_path).unwrap());
-        assert_eq!(a.finish().unwrap(), [row(0), row(1), row(2)]);
+        assert_eq!(a.rows(), [row(0), row(1), row(2)]);
+        a.finish().unwrap();
         assert!(!whole.path().join("a.jsonl.state").exists());
         for cut in [0, 1, text.len() / 2, text.len() - 1, text.len()] {
             for state_cut in [0, 5, state.len() / 2, state.len() - 1, state.len()] {
@@ -177,7 +187,8 @@ mod tests {
                 for i in a.done()..3 {
                     a.push(row(i)).unwrap();
                 }
-                assert_eq!(a.finish().unwrap(), [row(0), row(1), row(2)], "{cut} {state_cut}");
+                assert_eq!(a.rows(), [row(0), row(1), row(2)], "{cut} {state_cut}");
+                a.finish().unwrap();
                 assert_eq!(read(&dir.path().join("a.jsonl")).unwrap(), text);
             }
         }

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::infer::{self, Answer, Control, Request, Sampling};
 use crate::model::Model;
 use crate::train::log_files::{speed_metrics, write_results};
-use crate::train::{Event, Inputs, Observer, json};
+use crate::train::{Event, Inputs, Observer, json, plan};
 
 /// Where the answers are.
 pub const PREDICTIONS: &str = "generated_predictions.jsonl";
@@ -86,29 +86,23 @@ pub fn run(
     let prepared = Prepared { config, folder, tokenizer, questions, requests };
 
     std::fs::create_dir_all(dir).map_err(|e| Error::io(dir, "cannot create", &e))?;
-    let tuned = prepared.fingerprint(&config.model.adapter_name_or_path)?;
-    let mut open = vec![(PREDICTIONS, false, Answers::open(dir, PREDICTIONS, &tuned)?)];
-    if compare {
-        let merged = config.model.adapter_name_or_path.split_last().map_or(&[][..], |(_, merged)| merged);
-        let base = prepared.fingerprint(merged)?;
-        open.push((BASE_PREDICTIONS, true, Answers::open(dir, BASE_PREDICTIONS, &base)?));
-    }
-
     observer.observe(&Event::Preparing { what: "loading the model" })?;
     let longest = prepared.requests.iter().map(|r| r.prompt.len() + r.max_new_tokens).max().unwrap_or(1);
     let loaded = load::load(config, &prepared.folder, longest)?;
-    let mut given = Vec::new();
-    for (name, base, mut answers) in open {
-        let timed = prepared.answer(&loaded, base, &mut answers, watch)?;
-        given.push((dir.join(name), answers, timed));
+    // Only now, when all else is sound, do the answers of another run make way.
+    let tuned = prepared.fingerprint(&config.model.adapter_name_or_path)?;
+    let mut open = vec![(false, Answers::open(dir, PREDICTIONS, &tuned)?)];
+    if compare {
+        let merged = config.model.adapter_name_or_path.split_last().map_or(&[][..], |(_, merged)| merged);
+        let base = prepared.fingerprint(merged)?;
+        open.push((true, Answers::open(dir, BASE_PREDICTIONS, &base)?));
     }
-    // The marks by which a run goes on are removed when all of it is done.
-    let mut finished = Vec::new();
-    for (path, answers, timed) in given {
-        finished.push((path, answers.finish()?, timed));
+    let mut timed = Vec::new();
+    for (base, answers) in &mut open {
+        timed.push(prepared.answer(&loaded, *base, answers, watch)?);
     }
-    let mut finished = finished.into_iter();
-    let Some((path, rows, timed)) = finished.next() else { unreachable!("the adapter's answers come first") };
+    let mut given = open.iter().map(|(_, answers)| answers.rows());
+    let (Some(rows), Some(timed)) = (given.next(), timed.first()) else { unreachable!("one is always asked") };
     let scores = mean(rows.iter().map(|row| row.scores)).unwrap_or_default();
     let mut metrics: Vec<(String, f64)> =
         scores.named().into_iter().map(|(name, x)| (format!("predict_{name}"), x)).collect();
@@ -118,11 +112,12 @@ pub fn run(
     }
     metrics.extend(speed_metrics("predict", timed.seconds, timed.rows as f64, timed.steps));
     write_results(dir, "predict", &metrics)?;
-    let compared = match finished.next() {
-        Some((_, base_rows, _)) => Some(prepared.compare(&rows, &base_rows)?),
-        None => None,
-    };
-    Ok(Outcome { metrics, path, compared })
+    let compared = given.next().map(|base| prepared.compare(rows, base)).transpose()?;
+    // The marks by which a run goes on are removed when all of it is done.
+    for (_, answers) in open {
+        answers.finish()?;
+    }
+    Ok(Outcome { metrics, path: dir.join(PREDICTIONS), compared })
 }
 
 /// The questions of the evaluation data, all sets in order.
@@ -142,7 +137,7 @@ fn read_questions(config: &Config, tokenizer: &Tokenizer, template: &Template) -
 
 /// The questions as the engine takes them. An answer that would pass what the model was made for is made shorter.
 fn requests(config: &Config, folder: &Path, questions: &[Question], stops: &[u32]) -> Result<Vec<Request>> {
-    let context = load::context(config, folder)?;
+    let context = plan::context(config, folder)?;
     let g = &config.generate;
     let mut shortened = 0;
     let mut requests = Vec::with_capacity(questions.len());
@@ -175,7 +170,10 @@ fn requests(config: &Config, folder: &Path, questions: &[Question], stops: &[u32
         requests.push(Request { prompt, max_new_tokens, stops, sampling, adapter: None });
     }
     if shortened > 0 {
-        log::warn!("{shortened} answers can have fewer than {} tokens: the model was made for {context}", g.max_new_tokens);
+        log::warn!(
+            "{shortened} answers can have fewer than {} tokens: the model was made for {context}",
+            g.max_new_tokens
+        );
     }
     Ok(requests)
 }
