@@ -15,6 +15,7 @@ pub(super) struct Mlp {
 }
 
 /// What leads to the activation.
+#[allow(clippy::large_enum_variant)] // one a block: an indirection would gain nothing
 pub(super) enum Up {
     Gated {
         gate: Layer,

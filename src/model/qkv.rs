@@ -8,6 +8,7 @@ use crate::ops::columns;
 use crate::ops::linear::{self, Dx};
 use crate::tensor::Tensor;
 
+#[allow(clippy::large_enum_variant)] // one a block: an indirection would gain nothing
 pub(super) enum Qkv {
     Separate {
         q: Layer,
@@ -19,6 +20,7 @@ pub(super) enum Qkv {
 }
 
 /// The adapters' intermediates.
+#[allow(clippy::large_enum_variant)] // one a block: an indirection would gain nothing
 pub(super) enum Saved {
     Separate([linear::Saved; 3]),
     Fused(linear::Saved),

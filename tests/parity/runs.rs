@@ -245,7 +245,14 @@ fn compare_tensors(f: &mut Failures, run: &str, out: &Path, want: &Value, limits
         }
         let x = widen(&values(&got, name));
         let own = x.iter().map(|x| x * x).sum::<f64>().sqrt();
-        f.at_most(&format!("{run} norm of {name}"), relative(own, norm.as_f64().unwrap()), limits.tensors);
+        let norm = norm.as_f64().unwrap();
+        // GPT-2's bias of k adds the same to all scores of a query, so its gradient is what rounding leaves of 0, and AdamW
+        // makes steps of the learning rate's size of that: each of the 32 values may have gone either way, both times.
+        let limit = match name.ends_with("c_attn.bias") {
+            true => 2.0 * 32f64.sqrt() * 5e-4 * want["max_steps"].as_f64().unwrap() / norm,
+            false => limits.tensors,
+        };
+        f.at_most(&format!("{run} norm of {name}"), relative(own, norm), limit);
     }
     let whole = golden(&format!("runs/expected/{run}.safetensors"));
     if whole.exists() {
