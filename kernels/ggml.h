@@ -9,9 +9,10 @@
 //
 // Source   the f32 values of the Python package `gguf` 0.17, which has ggml's; layouts: include/ggml.cuh.
 // Bits     f32, every operation rounded by itself; y rounded once more, to bf16.
-// Shapes   a chunk is 32 neighbouring elements; blocks are whole, of 32 or 256 elements. data aligned to 2, to 4 for Q4_1, Q5_1 and
-//          Q2_K, to 16 for F16, Q4_K and Q5_K, with GGML_SLACK bytes past its end that may be read; y aligned to 16.
-// Launch   ggml_dequantise_T: grid = ceil(chunks / GGML_BLOCK), block = GGML_BLOCK, shared GGML_SHARED: a chunk a thread.
+// Shapes   blocks are whole, of 32 or 256 elements (F16: any number). data aligned to 2, to 4 for Q4_1, Q5_1 and Q2_K, to 16 for
+//          Q4_K and Q5_K (F16: fast if it is 16), with GGML_SLACK bytes past its end that may be read; y aligned to 16.
+// Launch   ggml_dequantise_T: grid = ceil(count / (GGML_BLOCK * GGML_CHUNK)), block = GGML_BLOCK, shared GGML_SHARED (F16:
+//          none is needed): a chunk of 32 neighbouring elements a thread.
 // Writes   y is overwritten.
 // Bound    memory: 2 bytes an element written, 0.33 (Q2_K) to 2 read.
 #pragma once
@@ -22,7 +23,7 @@
 #define GGML_SHARED 16384
 
 typedef struct {
-  bf16* y;                    // (32 * chunks), written
+  bf16* y;                    // (count), written
   const unsigned char* data;  // blocks, the first of them whole
-  long long chunks;
+  long long count;
 } GgmlDequantise;

@@ -429,7 +429,7 @@ pub struct GemvGgml {
 pub struct GgmlDequantise {
     pub y: *mut bf16,
     pub data: *const ::std::os::raw::c_uchar,
-    pub chunks: ::std::os::raw::c_longlong,
+    pub count: ::std::os::raw::c_longlong,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

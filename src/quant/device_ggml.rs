@@ -70,14 +70,13 @@ impl DeviceGgml {
             Exec::Cpu(_) => return Err(Error::shape("ggml dequantise", "is asked of a device that runs no kernels")),
         };
         let kernel = dequantise_kernel(self.ty)?;
-        let chunks = out.len() / abi::GGML_CHUNK as usize;
         let before = rows.start * (self.bytes / self.rows); // a matrix has rows
         let p = abi::GgmlDequantise {
             y: out.ptr_mut(),
             data: self.ptr().wrapping_add(before),
-            chunks: chunks.try_into().map_err(|_| Error::shape("ggml dequantise", "more than a kernel counts"))?,
+            count: out.len().try_into().map_err(|_| Error::shape("ggml dequantise", "more than a kernel counts"))?,
         };
-        let grid = chunks.div_ceil(abi::GGML_BLOCK as usize);
+        let grid = out.len().div_ceil((abi::GGML_BLOCK * abi::GGML_CHUNK) as usize);
         l.kernel(kernel).grid(grid).block(abi::GGML_BLOCK).shared(abi::GGML_SHARED as usize).launch(&p)
     }
 }
