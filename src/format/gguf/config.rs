@@ -44,7 +44,7 @@ impl Gguf {
         let model_type = match ARCHITECTURES.iter().find(|(known, _)| *known == arch) {
             // Of the two only Mistral has one.
             Some((_, "llama")) if window.is_some() => "mistral",
-            Some((_, model_type)) => model_type,
+            Some((_, model_type)) => *model_type,
             None => arch,
         };
         out.insert("model_type".into(), json!(model_type));
