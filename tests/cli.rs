@@ -73,7 +73,7 @@ fn misuse_is_one_line() {
     refused(&place, &["train"], &["needs a config"]);
     refused(&place, &["train", "missing.yaml"], &["missing.yaml"]);
     refused(&place, &["plan", "model"], &["model"]);
-    for name in ["export", "api", "webui"] {
+    for name in ["api", "webui"] {
         refused(&place, &[name], &[name, "not built yet"]);
     }
 }

@@ -17,7 +17,8 @@ pub fn run(mut config: Config) -> Result<()> {
     travelling(&mut config)?;
     let (base, tokenizer, template) = Inputs::model(&config, &mut |_: &Event<'_>| Control::Continue)?;
     if base.is_file() && config.export.format != ExportFormat::GgufLora {
-        let why = "names a GGUF file, into which nothing is merged; `export_format: gguf-lora` writes an adapter for it";
+        let why =
+            "names a GGUF file, into which nothing is merged; `export_format: gguf-lora` writes an adapter for it";
         return Err(Error::config("model_name_or_path", why));
     }
     let job = Job { config: &config, base: &base, tokenizer: &tokenizer, template: &template };

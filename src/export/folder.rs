@@ -47,7 +47,8 @@ fn check_old(dir: &Path) -> Result<()> {
         Err(e) => return Err(Error::io(dir, "cannot list", &e)),
     };
     if entries.count() > 0 && !dir.join(MARK).is_file() {
-        let why = format!("is {}, which holds something else than an earlier export: name another folder", dir.display());
+        let why =
+            format!("is {}, which holds something else than an earlier export: name another folder", dir.display());
         return Err(Error::config("export_dir", why));
     }
     Ok(())
@@ -77,7 +78,8 @@ fn swap(temp: &Path, dir: &Path) -> Result<()> {
 /// `.tmp-<process>-<name>` in the same folder, so that renaming stays within one file system.
 fn beside(dir: &Path, what: &str) -> Result<PathBuf> {
     let name = dir.file_name();
-    let name = name.ok_or_else(|| Error::config("export_dir", format!("`{}` is no name of a folder", dir.display())))?;
+    let name =
+        name.ok_or_else(|| Error::config("export_dir", format!("`{}` is no name of a folder", dir.display())))?;
     let mut temp = OsString::from(format!(".{what}-{}-", std::process::id()));
     temp.push(name);
     Ok(dir.with_file_name(temp))

@@ -19,10 +19,10 @@ struct Planned<'a> {
     name: String,
     dims: Vec<usize>,
     ty: GgmlType,
-    from: From<'a>,
+    from: Origin<'a>,
 }
 
-enum From<'a> {
+enum Origin<'a> {
     /// A tensor of the model; heads, where the rows of each are put into the order of llama.cpp's rotation.
     Tensor(&'a Tensor, Option<usize>),
     /// A tensor that the model's settings become.
@@ -47,7 +47,12 @@ pub fn write(
     }
     let mut planned: Vec<Planned> = extra
         .into_iter()
-        .map(|(name, values)| Planned { name, dims: vec![values.len()], ty: GgmlType::F32, from: From::Values(values) })
+        .map(|(name, values)| Planned {
+            name,
+            dims: vec![values.len()],
+            ty: GgmlType::F32,
+            from: Origin::Values(values),
+        })
         .collect();
     let llama = keys::architecture(&merged.config.model_type) == "llama";
     for t in merged.tensors() {
@@ -63,12 +68,12 @@ pub fn write(
         done += 1;
         let p = planned.iter().find(|p| p.name == info.name);
         match p.map(|p| &p.from) {
-            Some(From::Values(values)) => {
+            Some(Origin::Values(values)) => {
                 let mut bytes = Vec::new();
                 quantise(GgmlType::F32, values, &mut bytes);
                 sink.bytes(&bytes)
             }
-            Some(From::Tensor(t, heads)) => tensor(merged, t, *heads, info, sink),
+            Some(Origin::Tensor(t, heads)) => tensor(merged, t, *heads, info, sink),
             None => Err(Error::weights(path, &info.name, "has no values")),
         }
     })?;
@@ -93,7 +98,7 @@ fn plan<'a>(merged: &Merged, t: &'a Tensor, file: FileType, llama: bool) -> Resu
     let c = &merged.config;
     let ty = mixture(file, &name, &dims, c.num_hidden_layers, c.tie_word_embeddings);
     let heads = turned_heads(&t.name, llama, c.num_attention_heads, c.num_key_value_heads);
-    Ok(Some(Planned { name, dims, ty, from: From::Tensor(t, heads) }))
+    Ok(Some(Planned { name, dims, ty, from: Origin::Tensor(t, heads) }))
 }
 
 /// Of GPT-2's matrices, those of the linear layers lie as (in, out); in GGUF as all others.

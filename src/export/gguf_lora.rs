@@ -52,7 +52,9 @@ fn halves<'a>(a: &'a AdapterFile, config: &HfConfig) -> Result<Vec<Half<'a>>> {
                 let named = format!("{}.weight", e.module);
                 let heads = turned_heads(&named, llama, config.num_attention_heads, config.num_key_value_heads);
                 if let Some(h) = heads.filter(|h| *h == 0 || rows % (2 * h) != 0) {
-                    return Err(view.wrong(format!("has {rows} rows for {h} heads: the adapter belongs to another model")));
+                    return Err(
+                        view.wrong(format!("has {rows} rows for {h} heads: the adapter belongs to another model"))
+                    );
                 }
                 Half { tensor, name: format!("{known}.lora_b"), shape: [rows, cols], heads, factor }
             }

@@ -27,8 +27,7 @@ pub fn write(
     shard_bytes: u64,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<()> {
-    let specs: Vec<TensorSpec> =
-        merged.tensors().iter().map(|t| TensorSpec::new(&t.name, t.dtype, &t.shape)).collect();
+    let specs: Vec<TensorSpec> = merged.tensors().iter().map(|t| TensorSpec::new(&t.name, t.dtype, &t.shape)).collect();
     let mut done = 0;
     safetensors::write_model(dir, &specs, shard_bytes, |spec, sink| {
         progress(done, specs.len());

@@ -79,7 +79,10 @@ fn rope(c: &HfConfig, arch: &str, m: &mut Metadata) -> std::result::Result<Vec<E
             Ok(Vec::new())
         }
         RopeKind::Dynamic { .. } => {
-            log::warn!("dynamic rope scaling has no key in GGUF: up to {} tokens it changes nothing", c.max_position_embeddings);
+            log::warn!(
+                "dynamic rope scaling has no key in GGUF: up to {} tokens it changes nothing",
+                c.max_position_embeddings
+            );
             Ok(Vec::new())
         }
         RopeKind::Yarn {
@@ -94,7 +97,9 @@ fn rope(c: &HfConfig, arch: &str, m: &mut Metadata) -> std::result::Result<Vec<E
         } => {
             let usual = (*beta_fast, *beta_slow, *truncate) == (32.0, 1.0, true);
             if !usual || attention_factor.is_some() || mscale.is_some() || mscale_all_dim.is_some() {
-                return Err("its yarn scaling has settings beside factor and original length, which are not written".into());
+                return Err(
+                    "its yarn scaling has settings beside factor and original length, which are not written".into()
+                );
             }
             set("type", Value::string("yarn"));
             set("factor", Value::F32(*factor as f32));
@@ -105,9 +110,7 @@ fn rope(c: &HfConfig, arch: &str, m: &mut Metadata) -> std::result::Result<Vec<E
             let bounds = (*factor, *low_freq_factor, *high_freq_factor, *original_max_position_embeddings as f64);
             Ok(vec![("rope_freqs.weight".into(), divisors(c.head_dim, c.rope.theta, bounds))])
         }
-        RopeKind::LongRope { .. } => {
-            Err("its longrope scaling has no form there that is written; `hf` has".into())
-        }
+        RopeKind::LongRope { .. } => Err("its longrope scaling has no form there that is written; `hf` has".into()),
     }
 }
 

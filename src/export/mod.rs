@@ -79,7 +79,10 @@ fn build(job: &Job<'_>, dir: &Path, progress: &mut dyn FnMut(usize, usize)) -> R
             let outtype = e.outtype.unwrap_or(OutType::F32);
             let path = dir.join(format!("{name}-lora-{}.gguf", outtype.name()));
             let [adapter] = &adapters[..] else {
-                return Err(Error::config("adapter_name_or_path", "must name one adapter for `export_format: gguf-lora`"));
+                return Err(Error::config(
+                    "adapter_name_or_path",
+                    "must name one adapter for `export_format: gguf-lora`",
+                ));
             };
             let config = HfConfig::open(job.base)?;
             gguf_lora::write(&path, &AdapterFile::open(adapter)?, &config, (file_type(outtype), &name))?;

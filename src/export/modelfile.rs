@@ -29,7 +29,12 @@ pub fn text(
     }
     let mut stops: Vec<&str> = template.stop_words.iter().map(String::as_str).chain(tokenizer.eos()).collect();
     let mut seen = Vec::new();
-    stops.retain(|s| !seen.contains(s) && { seen.push(*s); true });
+    stops.retain(|s| {
+        !seen.contains(s) && {
+            seen.push(*s);
+            true
+        }
+    });
     for stop in stops {
         out += &format!("PARAMETER stop {stop:?}\n");
     }

@@ -8,8 +8,7 @@ use crate::error::Result;
 const GB: u64 = 1_000_000_000;
 
 pub(super) fn read(s: &Settings) -> Result<ExportConfig> {
-    let formats =
-        [("hf", ExportFormat::Hf), ("gguf", ExportFormat::Gguf), ("gguf-lora", ExportFormat::GgufLora)];
+    let formats = [("hf", ExportFormat::Hf), ("gguf", ExportFormat::Gguf), ("gguf-lora", ExportFormat::GgufLora)];
     let format = s.choice("export_format", ExportFormat::Hf, &formats, &[])?;
     let outtype = s.maybe_choice("export_outtype", &OutType::NAMES, &[])?;
     match (format, outtype) {

@@ -240,6 +240,8 @@ fn defaults_are_llama_factorys() {
         }
     );
     assert_eq!(c.benchmark, None);
+    let (format, shard_bytes) = (ExportFormat::Hf, 5_000_000_000);
+    assert_eq!(c.export, ExportConfig { dir: None, shard_bytes, format, outtype: None, dequantized: false });
     assert!(c.no_effect.is_empty());
 }
 
@@ -528,7 +530,24 @@ export_legacy_format: false
 ";
     let c = yaml(merge, &[]).unwrap();
     assert_eq!(c.model.adapter_name_or_path, [PathBuf::from("saves/one")]);
+    c.validate_for(Command::Export).unwrap();
+    assert_eq!((c.export.dir, c.export.shard_bytes), (Some(PathBuf::from("merged")), 5_000_000_000));
     assert_eq!(refused(yaml(merge, &["export_quantization_bit=4"])).0, "export_quantization_bit");
+    assert_eq!(refused(yaml(merge, &["export_legacy_format=true"])).0, "export_legacy_format");
+    assert_eq!(refused(yaml(merge, &["export_outtype=f16"])).0, "export_outtype");
+    assert_eq!(refused(yaml(merge, &["export_format=gguf-lora", "export_outtype=q8_0"])).0, "export_outtype");
+    let c = yaml(merge, &["export_format=gguf", "export_outtype=q4_k_m", "export_size=2"]).unwrap();
+    let wanted = (ExportFormat::Gguf, Some(OutType::Q4KM), 2_000_000_000);
+    assert_eq!((c.export.format, c.export.outtype, c.export.shard_bytes), wanted);
+    let for_export = |more: &[&str]| yaml(merge, more).unwrap().validate_for(Command::Export);
+    for (more, key) in [
+        (&["quantization_bit=4"][..], "`quantization_bit`"),
+        (&["export_dir=null"], "`export_dir`"),
+        (&["export_format=gguf-lora", "adapter_name_or_path=a,b"], "`adapter_name_or_path`"),
+    ] {
+        assert!(for_export(more).unwrap_err().to_string().contains(key), "{more:?}");
+    }
+    for_export(&["quantization_bit=4", "export_dequantized=true"]).unwrap();
     yaml("model_name_or_path: m\ntemplate: qwen3\ninfer_backend: huggingface\ntrust_remote_code: yes", &[]).unwrap();
     let predict =
         "model_name_or_path: m\ndo_predict: true\neval_dataset: e\npredict_with_generate: true\nmax_new_tokens: 9";

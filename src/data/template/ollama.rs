@@ -21,8 +21,7 @@ impl Template {
             fine.then_some(whole)
         };
         let put = |slots: &[Slot], what: &str| write(slots).map(|t| t.replacen("{{content}}", what, 1));
-        let prefix: String =
-            self.prefix.iter().map(|s| if let Slot::Text(t) = s { t.as_str() } else { "" }).collect();
+        let prefix: String = self.prefix.iter().map(|s| if let Slot::Text(t) = s { t.as_str() } else { "" }).collect();
         let system = format!("{{{{ if .System }}}}{}{{{{ end }}}}", put(&self.system, "{{ .System }}")?);
         let question = match self.system_in_user {
             true => put(&self.user, &format!("{system}{{{{ .Prompt }}}}"))?,

@@ -40,7 +40,13 @@ impl Gguf {
         let arch = self.architecture()?;
         let c = Keys { m: self.metadata(), arch };
         let mut out = Map::new();
-        let model_type = ARCHITECTURES.iter().find(|(known, _)| *known == arch).map_or(arch, |(_, t)| t);
+        let window = c.number("attention.sliding_window")?.filter(|w| *w > 0);
+        let model_type = match ARCHITECTURES.iter().find(|(known, _)| *known == arch) {
+            // Of the two only Mistral has one.
+            Some((_, "llama")) if window.is_some() => "mistral",
+            Some((_, model_type)) => *model_type,
+            None => arch,
+        };
         out.insert("model_type".into(), json!(model_type));
         let embedding = self.find("token_embd.weight").ok_or_else(|| self.lacks("token_embd.weight"))?;
         out.insert("vocab_size".into(), json!(embedding.rows()));
@@ -66,7 +72,7 @@ impl Gguf {
         let epsilon = if arch == "gpt2" { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
         let epsilon = c.float(epsilon)?.ok_or_else(|| c.missing(epsilon))?;
         out.insert(if arch == "gpt2" { "layer_norm_epsilon" } else { "rms_norm_eps" }.into(), json!(epsilon));
-        if let Some(window) = c.number("attention.sliding_window")?.filter(|w| *w > 0) {
+        if let Some(window) = window {
             out.insert("sliding_window".into(), json!(window));
         }
         if let Some(theta) = c.float("rope.freq_base")? {
@@ -107,8 +113,7 @@ impl Gguf {
             let why = format!("is {} {:?}, must be F32 [{n}]", t.ty.name(), t.dims);
             return Err(Error::weights(self.path(), name, why));
         }
-        let values: Vec<f32> =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         if let Some(bad) = values.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
             return Err(Error::weights(self.path(), name, format!("holds {bad}, which is no divisor")));
         }
