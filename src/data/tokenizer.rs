@@ -8,7 +8,7 @@ use tokenizers::AddedToken;
 
 use super::gguf_tokenizer;
 use crate::error::{Error, Result};
-use crate::format::gguf::Metadata;
+use crate::format::gguf::{Gguf, Metadata};
 
 /// The special tokens that have a name of their own in tokenizer_config.json.
 const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -61,6 +61,9 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::File`] if `tokenizer.json` is missing or malformed, or one of the others is malformed.
     pub fn load(folder: &Path, split_special_tokens: bool) -> Result<Tokenizer> {
+        if folder.is_file() {
+            return Tokenizer::from_gguf(Gguf::open(folder)?.metadata(), split_special_tokens);
+        }
         let file = folder.join("tokenizer.json");
         let Some(bytes) = read(&file)? else {
             let hint = if folder.join("tokenizer.model").exists() {

@@ -45,7 +45,7 @@ impl TrainData {
 }
 
 impl Inputs {
-    /// The base model's folder (downloaded if it is a hub name), tokenizer and template.
+    /// The base model's folder (downloaded if it is a hub name) or GGUF file, tokenizer and template.
     ///
     /// # Errors
     /// Whatever is wrong with them, or if they do not belong together.
@@ -152,11 +152,11 @@ fn watched<T: Send>(
     })
 }
 
-/// The folder of the base model, downloaded if it is a hub name.
+/// The base model's folder or GGUF file; a folder is downloaded if it is a hub name.
 fn model_folder(config: &Config, observer: &mut dyn Observer) -> Result<PathBuf> {
     let m = &config.model;
     let folder = PathBuf::from(&m.model_name_or_path);
-    if folder.is_dir() {
+    if folder.is_dir() || folder.is_file() {
         return Ok(folder);
     }
     observer.observe(&Event::Preparing { what: &format!("fetching {}", m.model_name_or_path) })?;
