@@ -289,7 +289,7 @@ fn parse(object: &Map<String, Value>) -> Answer<HfConfig> {
 }
 
 /// What a family calls a key that most call `common`.
-fn key(model_type: &str, common: &'static str) -> &'static str {
+pub(super) fn key(model_type: &str, common: &'static str) -> &'static str {
     match (model_type, common) {
         ("gpt2", "hidden_size") => "n_embd",
         ("gpt2", "intermediate_size") => "n_inner",

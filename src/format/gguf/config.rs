@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Gguf, Metadata};
 use crate::error::{Error, Result};
-use crate::format::HfConfig;
+use crate::format::{HfConfig, hf_config};
 
 /// (llama.cpp's architecture, `model_type`). Mistral's files say llama.
 const ARCHITECTURES: [(&str, &str); 5] =
@@ -62,7 +62,7 @@ impl Gguf {
             ("bos_token_id", c.m.number("tokenizer.ggml.bos_token_id")?),
             ("eos_token_id", c.m.number("tokenizer.ggml.eos_token_id")?),
         ] {
-            out.extend(value.map(|n| (key.to_string(), json!(n))));
+            out.extend(value.map(|n| (hf_config::key(model_type, key).to_string(), json!(n))));
         }
         // Some files have it, where it is hidden_size / heads.
         let hidden = c.number("embedding_length")?.unwrap_or(0);
@@ -71,7 +71,7 @@ impl Gguf {
         }
         let epsilon = if arch == "gpt2" { "attention.layer_norm_epsilon" } else { "attention.layer_norm_rms_epsilon" };
         let epsilon = c.float(epsilon)?.ok_or_else(|| c.missing(epsilon))?;
-        out.insert(if arch == "gpt2" { "layer_norm_epsilon" } else { "rms_norm_eps" }.into(), json!(epsilon));
+        out.insert(hf_config::key(model_type, "rms_norm_eps").into(), json!(epsilon));
         if let Some(window) = window {
             out.insert("sliding_window".into(), json!(window));
         }
