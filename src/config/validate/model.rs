@@ -34,12 +34,10 @@ pub(super) fn read(s: &Settings) -> Result<ModelConfig> {
 fn model_name_or_path(s: &Settings) -> Result<String> {
     const KEY: &str = "model_name_or_path";
     let Some(name) = s.text(KEY)? else {
-        return Err(Error::config(KEY, "is missing: give the model's folder or its name on the hub"));
+        return Err(Error::config(KEY, "is missing: give the model's folder, its name on the hub, or a .gguf file"));
     };
-    let lower = name.to_lowercase();
-    if lower.ends_with(".gguf") || lower.ends_with(".ggml") {
-        let why =
-            "names a GGUF file, which cannot be trained on yet: give the Hugging Face folder or name of the model";
+    if name.to_lowercase().ends_with(".ggml") {
+        let why = "names a file of the format before GGUF: give a .gguf file, or the Hugging Face folder or name";
         return Err(s.conflict(KEY, why));
     }
     Ok(expand_home(&name).to_string_lossy().into_owned())

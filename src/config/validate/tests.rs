@@ -340,7 +340,7 @@ fn what_is_not_built_is_refused_by_name() {
         ("push_to_hub=true", "push_to_hub"),
         ("num_beams=4", "num_beams"),
         ("dataset_dir=ONLINE", "dataset_dir"),
-        ("model_name_or_path=models/x.Q4_K_M.GGUF", "model_name_or_path"),
+        ("model_name_or_path=models/x.GGML", "model_name_or_path"),
     ] {
         assert_eq!(refused(lora(&[o])).0, key, "{o}");
     }
@@ -594,7 +594,7 @@ fn the_small_tutorial_dialect() {
     // Errors speak of the keys as the user wrote them.
     assert_eq!(refused(yaml(TUTORIAL, &["batch_size=0"])).0, "batch_size");
     assert_eq!(refused(yaml(TUTORIAL, &["epochs=none"])).0, "epochs");
-    assert_eq!(refused(yaml(TUTORIAL, &["base_model=models/llama.gguf"])).0, "base_model");
+    assert_eq!(refused(yaml(TUTORIAL, &["base_model=models/llama.ggml"])).0, "base_model");
     assert_eq!(refused(yaml(TUTORIAL, &["task_type=text-to-image"])).0, "task_type");
     assert_eq!(refused(yaml(&format!("{TUTORIAL}model_name_or_path: m"), &[])).0, "model_name_or_path");
     // A file for LLaMA-Factory stays one.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Gguf, Metadata};
+use super::{Gguf, GgmlType, Metadata};
 use crate::error::{Error, Result};
 use crate::format::{HfConfig, hf_config};
 
@@ -79,13 +79,30 @@ impl Gguf {
             out.insert("rope_theta".into(), json!(theta));
         }
         out.extend(c.rope_scaling()?.map(|scaling| ("rope_scaling".to_string(), scaling)));
+        if let Some(factors) = self.divisors("rope_factors_short.weight")? {
+            // Phi-3's scaling for long sequences, as far as they fit into the length before it.
+            let mut scaling = json!({"rope_type": "longrope", "short_factor": factors});
+            if let (Some(factor), Some(o)) = (c.float("rope.scaling.attn_factor")?, scaling.as_object_mut()) {
+                o.insert("attention_factor".into(), json!(factor));
+            }
+            out.insert("rope_scaling".into(), scaling);
+            let original = c.number("rope.scaling.original_context_length")?;
+            out.extend(original.map(|n| ("original_max_position_embeddings".to_string(), json!(n))));
+        }
         self.check_rotation(&c, &out)?;
         out.insert("tie_word_embeddings".into(), json!(self.find("output.weight").is_none()));
         out.insert("attention_bias".into(), json!(self.find("blk.0.attn_output.bias").is_some()));
         out.insert("mlp_bias".into(), json!(self.find("blk.0.ffn_down.bias").is_some()));
         let mut config = HfConfig::of(self.path(), &out)?;
-        config.rope_divisors = self.rope_divisors(config.head_dim / 2)?;
-        Ok(config)
+        // Llama 3.1's scaling.
+        config.rope_divisors = self.divisors("rope_freqs.weight")?;
+        match &config.rope_divisors {
+            Some(divisors) if divisors.len() != config.head_dim / 2 => {
+                let why = format!("has {} numbers, head_dim is {}", divisors.len(), config.head_dim);
+                Err(Error::weights(self.path(), "rope_freqs.weight", why))
+            }
+            _ => Ok(config),
+        }
     }
 
     fn lacks(&self, tensor: &str) -> Error {
@@ -104,20 +121,19 @@ impl Gguf {
         }
     }
 
-    /// What Llama 3.1's scaling divides each frequency by, which converters write as a tensor.
-    fn rope_divisors(&self, n: usize) -> Result<Option<Vec<f32>>> {
-        let name = "rope_freqs.weight";
+    /// What a scaling of the rotation divides each frequency by, which converters write as the tensor `name`.
+    fn divisors(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(t) = self.find(name) else { return Ok(None) };
-        let bytes = self.bytes(t);
-        if t.ty != super::GgmlType::F32 || t.dims != [n] {
-            let why = format!("is {} {:?}, must be F32 [{n}]", t.ty.name(), t.dims);
+        if t.ty != GgmlType::F32 || t.dims.len() != 1 {
+            let why = format!("is {} {:?}, must be a row of F32", t.ty.name(), t.dims);
             return Err(Error::weights(self.path(), name, why));
         }
-        let values: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        if let Some(bad) = values.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
-            return Err(Error::weights(self.path(), name, format!("holds {bad}, which is no divisor")));
+        let bytes = self.bytes(t).chunks_exact(4);
+        let values: Vec<f32> = bytes.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        match values.iter().find(|x| !(x.is_finite() && **x > 0.0)) {
+            Some(bad) => Err(Error::weights(self.path(), name, format!("holds {bad}, which is no divisor"))),
+            None => Ok(Some(values)),
         }
-        Ok(Some(values))
     }
 }
 
