@@ -313,7 +313,7 @@ fn missing_models() {
     train_refused(&place, &["model_name_or_path=org/Nowhere-1B"], &["org/Nowhere-1B"]);
     train_refused(&place, &["model_name_or_path=data"], &["config.json"]);
     place.write("base.gguf", "GGUF");
-    train_refused(&place, &["model_name_or_path=base.gguf"], &["base.gguf", "GGUF"]);
+    train_refused(&place, &["model_name_or_path=base.gguf"], &["base.gguf", "truncated"]);
     for name in ["model.safetensors", "tokenizer.json", "config.json"] {
         let place = Place::new();
         fs::remove_file(place.path("model").join(name)).unwrap();

@@ -552,7 +552,7 @@ mod tests {
         assert!(wrong("gpt2", "").contains("has no `n_embd`"));
         let gpt2 = |rest: &str| {
             let sizes = r#""model_type":"gpt2","vocab_size":128,"n_embd":64,"n_layer":3,"n_head":4"#;
-            parse(&format!("{{{sizes}{rest}}}"))
+            parse_text(&format!("{{{sizes}{rest}}}"))
         };
         let c = gpt2("").unwrap();
         assert_eq!((c.intermediate_size, c.max_position_embeddings, c.num_key_value_heads), (256, 1024, 4));

@@ -9,6 +9,7 @@ mod gelu;
 mod gemv;
 mod ggml;
 mod grad_norm;
+mod infer;
 mod kv_write;
 mod layer_norm;
 mod linear;

@@ -1,0 +1,156 @@
+//! Generation on kernels: reading with a cache, batches, adapters and ggml blocks.
+
+use std::path::{Path, PathBuf};
+
+use crate::*;
+use qlora_engine::config::{self, Config, Format};
+use qlora_engine::data::batch::Padding;
+use qlora_engine::data::{Batch, Sample};
+use qlora_engine::device::Card;
+use qlora_engine::infer::{Answer, Control, Request, Sampling, generate};
+use qlora_engine::model::{self, Cache, Model, PAGE};
+use qlora_engine::train::{Target, plan, train_on};
+
+/// Positions that the models are loaded for: more than a page.
+const POSITIONS: usize = PAGE + 21;
+
+fn golden(name: &str) -> PathBuf {
+    root().join("tests/golden/models").join(name)
+}
+
+fn card() -> Target {
+    Target::Gpu(Card { name: "test".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11 })
+}
+
+fn config(base: &Path, lines: &str) -> Config {
+    let text = format!("model_name_or_path: {}\ndataset: x\noutput_dir: x\ndo_train: true\n{lines}", base.display());
+    config::from_str(&text, Format::Yaml, &[]).unwrap()
+}
+
+fn load(base: &Path, device: &Device, target: &Target, dtype: DType, lines: &str) -> Model {
+    let c = config(base, lines);
+    let options = model::Options { dtype, ..plan::use_options(&c, &[], POSITIONS, target) };
+    model::load(base, &options, device, &|_, _| {}).unwrap()
+}
+
+fn ids(model: &Model, n: usize, seed: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 7919 + seed * 104_729 + i * i * 31) % model.spec.vocab) as u32).collect()
+}
+
+fn whole(model: &Model, ids: &[u32]) -> Vec<f64> {
+    let pieces = vec![ids.len() as u32];
+    let sample = Sample { ids: ids.to_vec(), trained: vec![false; ids.len()], pieces, ..Sample::default() };
+    let batch = Batch::collate(&[&sample], Padding { multiple_of: 1, at_least: 0 });
+    model.logits(&batch, &[ids.len() as u32 - 1]).unwrap().to_f64()
+}
+
+/// Logits after the last of `ids`, of which `first` are read at once and the others in steps of `step`.
+fn cached(model: &Model, ids: &[u32], first: usize, step: usize) -> Vec<f64> {
+    let mut cache = Cache::new(model, &[ids.len()]).unwrap();
+    let mut sequence = cache.take(ids.len()).unwrap();
+    let mut logits = model.read(&mut cache, None, &mut [(&mut sequence, &ids[..first])]).unwrap();
+    for ids in ids[first..].chunks(step) {
+        logits = model.read(&mut cache, None, &mut [(&mut sequence, ids)]).unwrap();
+    }
+    logits.to_f64()[..model.spec.vocab].to_vec()
+}
+
+/// Kernels with a cache may be off the f64 pass at most twice as far as plain bf16 arithmetic (the CPU's whole pass in bf16);
+/// in what steps the rows come does not change a bit, nor does the order of the kernels' threads. With NF4 too, where f32
+/// takes the place of f64.
+#[test]
+fn a_cache_changes_nothing() {
+    let cpu = Target::Cpu { threads: 2 };
+    for (family, lines, exact) in [
+        ("llama3", "", DType::F64),
+        ("mistral", "", DType::F64),
+        ("qwen3", "quantization_bit: 4", DType::F32),
+        ("gpt2", "", DType::F64),
+        ("phi3", "quantization_bit: 4", DType::F32),
+    ] {
+        let base = golden(family);
+        let exact = load(&base, &Device::cpu(2), &cpu, exact, lines);
+        let plain = load(&base, &Device::cpu(2), &cpu, DType::Bf16, lines);
+        let ids = ids(&exact, PAGE + 9, 1);
+        let want = whole(&exact, &ids);
+        let limit = 2.0 * max_err(&whole(&plain, &ids), &want);
+        let mut seen: Option<Vec<f64>> = None;
+        for (name, device) in kernel_devices() {
+            let model = load(&base, &device, &card(), DType::Bf16, lines);
+            for (first, step) in [(ids.len(), 1), (5, 1), (5, 40)] {
+                let got = cached(&model, &ids, first, step);
+                let e = max_err(&got, &want);
+                assert!(e <= limit, "{family} {name} {first} then {step}: {e:.2e} > {limit:.2e}");
+                if first == 5 {
+                    let before = seen.get_or_insert_with(|| got.clone());
+                    assert_eq!(*before, got, "{family} {name}, steps of {step}");
+                }
+            }
+        }
+    }
+}
+
+fn answers(model: &Model, requests: &[Request], batch: usize) -> Vec<Answer> {
+    generate(model, requests, batch, &mut |_, _| Control::Continue).unwrap()
+}
+
+/// As tests/infer.rs on the CPU: requests of many lengths and adapters have the answers that they have alone.
+#[test]
+fn answers_do_not_depend_on_the_batch() {
+    for (name, device) in kernel_devices() {
+        let mut model = load(&golden("qwen3"), &device, &card(), DType::Bf16, "quantization_bit: 4");
+        let adapter = model.attach(&golden("qwen3/adapter")).unwrap();
+        let requests: Vec<Request> = [1, 9, PAGE - 2, 30, 3]
+            .into_iter()
+            .enumerate()
+            .map(|(i, n)| Request {
+                prompt: ids(&model, n, i),
+                max_new_tokens: 4 + 3 * i % 9,
+                stops: vec![],
+                sampling: Sampling { do_sample: true, temperature: 1.5, seed: i as u64, ..Sampling::greedy() },
+                adapter: (i % 2 == 1).then_some(adapter),
+            })
+            .collect();
+        let alone: Vec<Answer> = requests.iter().flat_map(|r| answers(&model, std::slice::from_ref(r), 1)).collect();
+        for batch in [2, 5] {
+            assert_eq!(answers(&model, &requests, batch), alone, "{name}, batches of {batch}");
+        }
+    }
+}
+
+/// Trained on kernels, the tiny base answers with its adapter otherwise than without, and the same whatever the order of the
+/// kernels' threads.
+#[test]
+fn what_was_trained_on_kernels_answers_on_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = root().join("assets/tiny-base");
+    let steps = if cfg!(feature = "host-asan") { 1 } else { 6 };
+    let text = format!(
+        "model_name_or_path: {}\ndataset_dir: {}\ndataset: medical_demo\ntemplate: qwen3_nothink\ncutoff_len: 64\n\
+         stage: sft\ndo_train: true\nlora_rank: 8\nlearning_rate: 1.0e-2\nmax_steps: {steps}\nquantization_bit: 4\n\
+         per_device_train_batch_size: 4\nreport_to: none\noutput_dir: {}\n",
+        base.display(),
+        root().join("assets/data").display(),
+        dir.path().display(),
+    );
+    let c = config::from_str(&text, Format::Yaml, &[]).unwrap();
+    train_on(&c, &kernel_devices()[0].1, &card(), &mut |_: &qlora_engine::train::Event<'_>| {
+        qlora_engine::train::Control::Continue
+    })
+    .unwrap();
+    let mut all = Vec::new();
+    for (_, device) in kernel_devices() {
+        let mut model = load(&base, &device, &card(), DType::Bf16, "quantization_bit: 4");
+        let adapter = model.attach(dir.path()).unwrap();
+        let request = |adapter| Request {
+            prompt: ids(&model, 12, 4),
+            max_new_tokens: 8,
+            stops: vec![],
+            sampling: Sampling::greedy(),
+            adapter,
+        };
+        all.push(answers(&model, &[request(Some(adapter)), request(None)], 2));
+    }
+    assert_eq!(all[0], all[1]);
+    assert!(cfg!(feature = "host-asan") || all[0][0] != all[0][1], "the adapter changes nothing: {:?}", all[0]);
+}
