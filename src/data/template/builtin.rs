@@ -115,7 +115,10 @@ pub(super) fn by_name(name: &str) -> Option<Template> {
             }
         }
         // For benchmarks alone: in training LLaMA-Factory gives it the eos token that `super` speaks of.
-        "fewshot" => Template { assistant: vec![text("{{content}}\n\n")], replace_jinja_template: true, ..base },
+        "fewshot" => {
+            let answer = vec![text("{{content}}\n\n")];
+            Template { assistant: answer.clone(), function: answer, replace_jinja_template: true, ..base }
+        }
         "empty" => Template { assistant: vec![text("{{content}}")], function: vec![text("{{content}}")], ..base },
         _ => return None,
     })
