@@ -29,6 +29,10 @@
 //! | one operation, its formula and its backward | `ops/<name>/mod.rs`, its arithmetic in `cpu.rs` beside it |
 //! | a model family, as data | `model/families/` |
 //! | bytes and steps before a run, the loop, its files | [`train::plan`], `train/trainer`, [`train::log_files`] |
+//! | blocks of GGUF files, their tokenizers and names | [`quant::ggml`], [`data::gguf_tokenizer`], [`format::gguf`] |
+//! | tokens from a model: cache, batches, sampling, text as it comes | [`model::Cache`], [`infer`] |
+//! | predictions, scores, benchmarks | [`eval`] |
+//! | merged folders, GGUF files, Modelfiles | [`export`] |
 //! | a subcommand | `cli/`, a file each |
 //!
 //! # Who may import whom

@@ -135,7 +135,13 @@ fn config(dir: &Path, dataset: &[&str]) -> Config {
             skip_special_tokens: true,
         },
         benchmark: None,
-        export: ExportConfig { dir: None, shard_bytes: 5_000_000_000, format: ExportFormat::Hf, outtype: None, dequantized: false },
+        export: ExportConfig {
+            dir: None,
+            shard_bytes: 5_000_000_000,
+            format: ExportFormat::Hf,
+            outtype: None,
+            dequantized: false,
+        },
         written: vec![],
         no_effect: vec![],
     }

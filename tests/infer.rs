@@ -62,7 +62,8 @@ fn cached(model: &Model, adapter: Option<usize>, ids: &[u32], first: usize, step
 
 fn distance(got: &[f64], want: &[f64]) -> f64 {
     let size = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    let off = got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, |m: f64, x| if x > m || x.is_nan() { x } else { m });
+    let off =
+        got.iter().zip(want).map(|(g, w)| (g - w).abs()).fold(0.0, |m: f64, x| if x > m || x.is_nan() { x } else { m });
     assert_eq!(got.len(), want.len());
     off / size
 }

@@ -6,15 +6,13 @@ use super::say;
 use crate::config::{Config, ExportFormat};
 use crate::error::{Error, Result};
 use crate::export::{self, Job, verify};
-use crate::format::adapter::Sidecar;
 use crate::train::{Control, Event, Inputs};
 
 /// Runs the command on a config that passed `validate_for`.
 ///
 /// # Errors
 /// Those of [`export::export`] and [`verify::read_back`]; then nothing was written.
-pub fn run(mut config: Config) -> Result<()> {
-    travelling(&mut config)?;
+pub fn run(config: Config) -> Result<()> {
     let (base, tokenizer, template) = Inputs::model(&config, &mut |_: &Event<'_>| Control::Continue)?;
     if base.is_file() && config.export.format != ExportFormat::GgufLora {
         let why =
@@ -39,20 +37,5 @@ pub fn run(mut config: Config) -> Result<()> {
         Ok(())
     })?;
     say(&format!("done: the result is in {}\n", dir.display()));
-    Ok(())
-}
-
-/// Template and thinking mode travel with the adapter: they are used unless the config says otherwise.
-fn travelling(config: &mut Config) -> Result<()> {
-    let Some(adapter) = config.model.adapter_name_or_path.last() else { return Ok(()) };
-    let Some(sidecar) = Sidecar::open(adapter)? else { return Ok(()) };
-    let written = |key: &str| config.written.iter().any(|(k, v)| k == key && !v.is_null());
-    let thinking = written("enable_thinking");
-    if config.data.template.is_none() && sidecar.template.is_some() {
-        config.data.template = sidecar.template;
-        if !thinking {
-            config.data.enable_thinking = sidecar.enable_thinking;
-        }
-    }
     Ok(())
 }

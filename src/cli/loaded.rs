@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::model::{self, Model};
-use crate::train::{plan, target};
+use crate::eval;
+use crate::format::adapter::Sidecar;
+use crate::model::Model;
 
 /// Names for the base without an adapter, unless an adapter is called so.
 const BASE: [&str; 2] = ["base", "none"];
@@ -26,20 +27,35 @@ pub(super) struct Adapters {
 /// Whatever is wrong with the model or an adapter; [`Error::Config`] for an adapter that is given twice.
 pub(super) fn load(config: &Config, folder: &Path, more: &[PathBuf], positions: usize) -> Result<(Model, Adapters)> {
     let own = &config.model.adapter_name_or_path;
-    let (merged, last) = own.split_at(own.len().saturating_sub(1));
-    let paths: Vec<&PathBuf> = last.iter().chain(more).collect();
+    let paths: Vec<&PathBuf> = own.last().into_iter().chain(more).collect();
     let names = names_of(&paths)?;
-    let (device, target) = target::pick(config)?;
-    let options = plan::use_options(config, merged, positions, &target);
-    let mut model = model::load(folder, &options, &device, &|_, _| {})?;
-    for path in &paths {
+    let mut model = eval::load(config, folder, positions)?.model;
+    for path in more {
         model.attach(path)?;
     }
-    if !merged.is_empty() {
+    if own.len() > 1 {
         eprintln!("note: of `adapter_name_or_path`, all but the last are merged into the base");
     }
     let chosen = (!names.is_empty()).then_some(0);
     Ok((model, Adapters { names, chosen }))
+}
+
+/// Template and thinking mode travel with the adapter: they are used unless the config says otherwise.
+///
+/// # Errors
+/// [`Error::File`] for what lies beside the adapter and cannot be read.
+pub(super) fn travelling(config: &mut Config) -> Result<()> {
+    let Some(adapter) = config.model.adapter_name_or_path.last() else { return Ok(()) };
+    let Some(sidecar) = Sidecar::open(adapter)? else { return Ok(()) };
+    let written = |key: &str| config.written.iter().any(|(k, v)| k == key && !v.is_null());
+    let thinking = written("enable_thinking");
+    if config.data.template.is_none() && sidecar.template.is_some() {
+        config.data.template = sidecar.template;
+        if !thinking {
+            config.data.enable_thinking = sidecar.enable_thinking;
+        }
+    }
+    Ok(())
 }
 
 impl Adapters {

@@ -122,7 +122,11 @@ fn config_of(name: &str, raw: &Raw) -> Result<Config> {
         let why = format!("needs a config: qlora-engine {name} file.yaml");
         return Err(Error::config(name, why));
     }
-    config::load(&raw.args)
+    let mut config = config::load(&raw.args)?;
+    if matches!(name, "chat" | "generate" | "predict" | "export") {
+        loaded::travelling(&mut config)?;
+    }
+    Ok(config)
 }
 
 /// The answer of a command to come. What its config asks for that will not be built is refused by name already.

@@ -14,6 +14,7 @@ mod tests;
 use crate::train::json::round;
 
 pub use bleu::bleu4;
+pub use load::{Loaded, load};
 pub use rouge::rouge;
 
 /// Likeness of a prediction and its label, each in percent.

@@ -38,7 +38,9 @@ pub fn generate(
         // As many are admitted as the batch holds: the longest of them fit at once.
         while slots.len() < rooms.len() {
             let Some((index, request)) = waiting.next() else { break };
-            let Some(mut sequence) = cache.take(room(request)) else { unreachable!("the cache holds the longest requests") };
+            let Some(mut sequence) = cache.take(room(request)) else {
+                unreachable!("the cache holds the longest requests")
+            };
             let mut running = Running::new(request)?;
             let logits = model.read(&mut cache, request.adapter, &mut [(&mut sequence, &request.prompt)])?;
             match running.take(&logits, 0, &mut |token| on_token(index, token))? {

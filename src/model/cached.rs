@@ -124,7 +124,8 @@ impl Model {
             let end = sequence.len.saturating_add(ids.len());
             if ids.is_empty() || end > sequence.room() || end > self.max_positions() {
                 let (len, room, most) = (sequence.len, sequence.room(), self.max_positions());
-                let why = format!("holds {len} tokens, {} are to follow, there is room for {}", ids.len(), room.min(most));
+                let why =
+                    format!("holds {len} tokens, {} are to follow, there is room for {}", ids.len(), room.min(most));
                 return Err(Error::shape("sequence", why));
             }
             if let Some(id) = ids.iter().find(|&&id| id as usize >= self.spec.vocab) {

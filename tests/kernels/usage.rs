@@ -4,7 +4,7 @@ use qlora_engine::device::abi;
 use qlora_engine::device::kernels::{TOOLKIT, USAGE};
 
 /// Files whose kernels must not spill: a spilled register costs a memory access in a loop that is made of few.
-const HOT: [&str; 4] = ["gemm", "linear", "attention", "rms_norm"];
+const HOT: [&str; 6] = ["gemm", "gemv", "ggml", "linear", "attention", "rms_norm"];
 
 /// (registers, threads) an SM holds: CUDA C++ Programming Guide, technical specifications by compute capability.
 fn limits(arch: &str) -> (u32, u32) {

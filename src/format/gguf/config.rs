@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Gguf, GgmlType, Metadata};
+use super::{GgmlType, Gguf, Metadata};
 use crate::error::{Error, Result};
 use crate::format::{HfConfig, hf_config};
 

@@ -118,7 +118,9 @@ fn launch(
             }
             (None, None) => Err(no_kernel("linear w", "blocks of ggml without a place to dequantise them")),
         },
-        (Matrix::Nf4(_) | Matrix::Ggml(_) | Matrix::Planned(..), _) => unreachable!("refused by the op's check, or only counted"),
+        (Matrix::Nf4(_) | Matrix::Ggml(_) | Matrix::Planned(..), _) => {
+            unreachable!("refused by the op's check, or only counted")
+        }
     }
 }
 
