@@ -4,7 +4,7 @@ use super::sample::{Sampler, Sampling};
 use crate::by_dtype;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::tensor::{Float, Tensor};
+use crate::tensor::{Float, Real, Tensor};
 
 /// A prompt and how to continue it.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,7 +101,7 @@ impl<'a> Running<'a> {
     ) -> Result<Option<Finish>> {
         let n = logits.cols();
         let mut logits: Vec<f32> = by_dtype!(logits.dtype(), T => {
-            logits.read::<T>(row * n, n).into_iter().map(|x| x.acc() as f32).collect()
+            logits.read::<T>(row * n, n).into_iter().map(|x| x.acc().f64() as f32).collect()
         });
         let prompt = self.request.prompt.len();
         let token = self.sampler.pick(&mut logits, &self.ids, prompt, self.ids.len())?;
