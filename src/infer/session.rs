@@ -16,7 +16,8 @@ pub struct Session<'a> {
     adapter: Option<usize>,
 }
 
-/// New tokens of a prompt that are read as rows; more of them are read anew with all before, in one pass.
+/// So many new tokens of a prompt are always read as rows; more only if four times as many stand before them. Otherwise all is read
+/// anew, in one pass.
 const ROWS: usize = 64;
 
 impl<'a> Session<'a> {
@@ -52,7 +53,7 @@ impl<'a> Session<'a> {
     fn keep(&mut self, request: &Request) -> Vec<u32> {
         let prompt = &request.prompt;
         let same = self.read.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
-        let known = self.adapter == request.adapter && prompt.len() - same <= ROWS;
+        let known = self.adapter == request.adapter && prompt.len() - same <= ROWS.max(same / 4);
         let kept = if known { same } else { 0 };
         self.read.truncate(kept);
         self.sequence.truncate(kept);

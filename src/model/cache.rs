@@ -72,12 +72,6 @@ impl Cache {
         Ok(Cache { layers: layers.collect::<Result<_>>()?, free: (0..pages as u32).rev().collect(), width })
     }
 
-    /// Bytes of a cache for `tokens` tokens of the model.
-    pub fn bytes(model: &Model, tokens: usize) -> u64 {
-        let s = &model.spec;
-        (2 * s.layers * s.kv_heads * s.head_dim * model.dtype.size()) as u64 * tokens.next_multiple_of(PAGE) as u64
-    }
-
     /// A sequence with room for `tokens` tokens; None while there is none left.
     pub fn take(&mut self, tokens: usize) -> Option<Sequence> {
         let n = tokens.div_ceil(PAGE);

@@ -63,15 +63,25 @@ pub fn threads(config: &Config) -> usize {
 pub fn pick(config: &Config) -> Result<(Device, Target)> {
     let threads = threads(config);
     let cpu = || Ok((Device::cpu(threads), Target::Cpu { threads }));
-    if config.model.use_cpu || driver_version()?.is_none() {
+    if config.model.use_cpu {
         return cpu();
     }
-    if built_without_kernels().is_some() || cards()?.is_empty() {
-        return cpu();
+    match first_gpu() {
+        Ok(Some(found)) => Ok(found),
+        Ok(None) => cpu(),
+        Err(Error::Gpu(why)) => Err(Error::Gpu(format!("{why}; `use_cpu: true` runs on the CPU"))),
+        Err(e) => Err(e),
+    }
+}
+
+/// The first GPU; None without a driver, a GPU or kernels for it.
+fn first_gpu() -> Result<Option<(Device, Target)>> {
+    if driver_version()?.is_none() || built_without_kernels().is_some() || cards()?.is_empty() {
+        return Ok(None);
     }
     let device = Device::cuda(0)?;
     let card = card_of(&device)?;
-    Ok((device, Target::Gpu(card)))
+    Ok(Some((device, Target::Gpu(card))))
 }
 
 /// The figures of the GPU behind a device, its memory being what is free now.

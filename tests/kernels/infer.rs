@@ -7,14 +7,15 @@ use qlora_engine::config::{self, Config, Format};
 use qlora_engine::data::batch::Padding;
 use qlora_engine::data::{Batch, Sample};
 use qlora_engine::device::Card;
+use qlora_engine::export::{self, Job};
 use qlora_engine::infer::{Answer, Control, Request, Sampling, generate};
 use qlora_engine::model::{self, Cache, Model, PAGE};
-use qlora_engine::train::{Target, plan, train_on};
+use qlora_engine::train::{self, Event, Inputs, Target, plan, train_on};
 
 /// Positions that the models are loaded for: more than a page.
 const POSITIONS: usize = PAGE + 21;
-/// All that the golden GPT-2 has learned.
-const GPT2: usize = 64;
+/// All that the golden GPT-2 has learned, and Phi-3 before its scaling.
+const SHORT: usize = 64;
 
 fn golden(name: &str) -> PathBuf {
     root().join("tests/golden/models").join(name)
@@ -31,7 +32,8 @@ fn config(base: &Path, lines: &str) -> Config {
 
 fn load(base: &Path, device: &Device, target: &Target, dtype: DType, lines: &str) -> Model {
     let c = config(base, lines);
-    let positions = if base.ends_with("gpt2") { GPT2 } else { POSITIONS };
+    let short = base.ends_with("gpt2") || base.ends_with("phi3");
+    let positions = if short { SHORT } else { POSITIONS };
     let options = model::Options { dtype, ..plan::use_options(&c, &[], positions, target) };
     model::load(base, &options, device, &|_, _| {}).unwrap()
 }
@@ -121,8 +123,8 @@ fn answers_do_not_depend_on_the_batch() {
     }
 }
 
-/// Trained on kernels, the tiny base answers with its adapter otherwise than without, and the same whatever the order of the
-/// kernels' threads.
+/// Trained on kernels, the tiny base answers with its adapter otherwise than without; merged into a folder and into a file of
+/// 8-bit blocks it still answers on kernels; and all the same whatever the order of their threads.
 #[test]
 fn what_was_trained_on_kernels_answers_on_them() {
     let dir = tempfile::tempdir().unwrap();
@@ -137,10 +139,28 @@ fn what_was_trained_on_kernels_answers_on_them() {
         dir.path().display(),
     );
     let c = config::from_str(&text, Format::Yaml, &[]).unwrap();
-    train_on(&c, &kernel_devices()[0].1, &card(), &mut |_: &qlora_engine::train::Event<'_>| {
-        qlora_engine::train::Control::Continue
-    })
-    .unwrap();
+    train_on(&c, &kernel_devices()[0].1, &card(), &mut |_: &Event<'_>| train::Control::Continue).unwrap();
+    let exported = |format: &str| {
+        let to = dir.path().join(format.replace([':', ' ', '\n'], "-"));
+        let text = format!(
+            "model_name_or_path: {}\nadapter_name_or_path: {}\ntemplate: qwen3_nothink\nuse_cpu: true\n\
+             export_dir: {}\nexport_format: {format}\n",
+            base.display(),
+            dir.path().display(),
+            to.display(),
+        );
+        let c = config::from_str(&text, Format::Yaml, &[]).unwrap();
+        let (base, tokenizer, template) = Inputs::model(&c, &mut |_: &Event<'_>| train::Control::Continue).unwrap();
+        let job = Job { config: &c, base: &base, tokenizer: &tokenizer, template: &template };
+        let mut made = to.clone();
+        export::export(&job, &mut |_, _| {}, &mut |path| {
+            made = to.join(path.strip_prefix(path.parent().unwrap()).unwrap());
+            Ok(())
+        })
+        .unwrap();
+        if format == "hf" { to.clone() } else { made }
+    };
+    let (merged, file) = (exported("hf"), exported("gguf\nexport_outtype: q8_0"));
     let mut all = Vec::new();
     for (_, device) in kernel_devices() {
         let mut model = load(&base, &device, &card(), DType::Bf16, "quantization_bit: 4");
@@ -152,8 +172,14 @@ fn what_was_trained_on_kernels_answers_on_them() {
             sampling: Sampling::greedy(),
             adapter,
         };
-        all.push(answers(&model, &[request(Some(adapter)), request(None)], 2));
+        let mut got = answers(&model, &[request(Some(adapter)), request(None)], 2);
+        for path in [&merged, &file] {
+            let model = load(path, &device, &card(), DType::Bf16, "");
+            got.extend(answers(&model, &[request(None)], 1));
+        }
+        all.push(got);
     }
     assert_eq!(all[0], all[1]);
+    assert!(all[0].iter().all(|a| !a.ids.is_empty()));
     assert!(cfg!(feature = "host-asan") || all[0][0] != all[0][1], "the adapter changes nothing: {:?}", all[0]);
 }

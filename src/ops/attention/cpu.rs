@@ -219,36 +219,43 @@ fn softmax_bwd<T: Float>(
 }
 
 /// A task is some sequences. `width` is the number of places for pages that each has.
+/// A task is some heads of some sequences.
 pub(super) fn decode<T: Float>(pool: &Pool, o: &mut [T], q: &[T], k: &[T], v: &[T], a: &Paged, width: usize) {
-    let (d, group) = (a.head_dim, a.heads / a.kv_heads);
-    let scale = T::Acc::of(1.0 / (d as f64).sqrt());
-    let (pages, lengths) = (a.pages.numbers(), a.lengths.numbers());
-    for_rows(pool, 1, rows_of(o, a.heads * d), |rows, o| {
-        for (n, o) in rows.zip(o.chunks_exact_mut(a.heads * d)) {
-            let past = lengths[n] as usize;
-            let keys = a.window.map_or(0, |w| past.saturating_sub(w))..past;
-            if keys.is_empty() {
-                continue;
-            }
-            for (h, o) in o.chunks_exact_mut(d).enumerate() {
-                let q = &q[(n * a.heads + h) * d..][..d];
-                let row = |j: usize| {
-                    let row = pages[n * width + j / a.page] as usize * a.page + j % a.page;
-                    (row * a.kv_heads + h / group) * d
-                };
-                let score = |j| {
-                    let k = &k[row(j)..][..d];
-                    sum(d, |c| q[c].acc() * k[c].acc())
-                };
-                let scores: Vec<T::Acc> = keys.clone().map(score).collect();
-                let mut p = vec![T::narrow(T::Acc::of(0.0)); scores.len()];
-                softmax(&scores, &mut p, 0..scores.len(), scale);
-                let mut sums = vec![T::Acc::of(0.0); d];
-                for (p, j) in p.iter().zip(keys.clone()) {
-                    sums.iter_mut().zip(&v[row(j)..]).for_each(|(sum, v)| *sum += p.acc() * v.acc());
-                }
-                o.iter_mut().zip(&sums).for_each(|(o, &s)| *o = T::narrow(s));
-            }
+    for_rows(pool, 1, rows_of(o, a.head_dim), |rows, o| {
+        for (at, o) in rows.zip(o.chunks_exact_mut(a.head_dim)) {
+            wide(
+                #[inline(always)]
+                || decode_head(o, q, k, v, a, width, (at / a.heads, at % a.heads)),
+            );
         }
     });
+}
+
+/// Head `h` of sequence `n`.
+#[inline(always)]
+fn decode_head<T: Float>(o: &mut [T], q: &[T], k: &[T], v: &[T], a: &Paged, width: usize, (n, h): (usize, usize)) {
+    let (d, group) = (a.head_dim, a.heads / a.kv_heads);
+    let past = a.lengths.numbers()[n] as usize;
+    let keys = a.window.map_or(0, |w| past.saturating_sub(w))..past;
+    if keys.is_empty() {
+        return;
+    }
+    let pages = &a.pages.numbers()[n * width..][..width];
+    let row = |j: usize| {
+        let row = pages[j / a.page] as usize * a.page + j % a.page;
+        (row * a.kv_heads + h / group) * d
+    };
+    let q = &q[(n * a.heads + h) * d..][..d];
+    let score = |j| {
+        let k = &k[row(j)..][..d];
+        sum(d, |c| q[c].acc() * k[c].acc())
+    };
+    let scores: Vec<T::Acc> = keys.clone().map(score).collect();
+    let mut p = vec![T::narrow(T::Acc::of(0.0)); scores.len()];
+    softmax(&scores, &mut p, 0..scores.len(), T::Acc::of(1.0 / (d as f64).sqrt()));
+    let mut sums = vec![T::Acc::of(0.0); d];
+    for (p, j) in p.iter().zip(keys) {
+        sums.iter_mut().zip(&v[row(j)..]).for_each(|(sum, v)| *sum += p.acc() * v.acc());
+    }
+    o.iter_mut().zip(&sums).for_each(|(o, &s)| *o = T::narrow(s));
 }
