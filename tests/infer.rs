@@ -7,8 +7,11 @@ use qlora_engine::config::{self, Config, Format};
 use qlora_engine::data::batch::Padding;
 use qlora_engine::data::{Batch, Sample};
 use qlora_engine::device::Device;
+use qlora_engine::export::gguf_lora;
+use qlora_engine::format::{AdapterFile, HfConfig};
 use qlora_engine::infer::{Answer, Control, Finish, Request, Sampling, Session, generate};
 use qlora_engine::model::{self, Cache, Model, PAGE};
+use qlora_engine::quant::ggml::FileType;
 use qlora_engine::tensor::DType;
 use qlora_engine::train::{Target, plan};
 
@@ -24,12 +27,16 @@ fn config(base: &Path, lines: &str) -> Config {
     config::from_str(&text, Format::Yaml, &[]).unwrap()
 }
 
+/// All that the golden GPT-2 has learned, and Phi-3 before its scaling.
+const SHORT: usize = 64;
+
 /// The model without an adapter, as commands that use it load it.
 fn load(family: &str, dtype: DType, threads: usize) -> Model {
     let folder = golden(family);
     let c = config(&folder, "");
     let target = Target::Cpu { threads };
-    let options = model::Options { dtype, ..plan::use_options(&c, &[], POSITIONS, &target) };
+    let positions = if ["gpt2", "phi3"].contains(&family) { SHORT } else { POSITIONS };
+    let options = model::Options { dtype, ..plan::use_options(&c, &[], positions, &target) };
     model::load(&folder, &options, &Device::cpu(threads), &|_, _| {}).unwrap()
 }
 
@@ -157,6 +164,39 @@ fn attached_adapters_are_those_of_training() {
         assert_ne!(got, base, "{family} {adapter}");
         assert_eq!(cached(&model, None, &ids, ids.len(), 1), base, "{family}: the base beside {adapter}");
     }
+}
+
+/// A LoRA in a GGUF file, as our export (and llama.cpp's converter) writes it, is the adapter that it was made from: Llama's
+/// with rows of q and k in another order, one with rank-stabilised scaling, whose alpha the file has times sqrt(r).
+#[test]
+fn a_lora_in_gguf_is_the_adapter() {
+    let place = tempfile::tempdir().unwrap();
+    for (family, adapter) in [
+        ("llama2", "adapter"),
+        ("llama3", "adapter"),
+        ("qwen3", "adapter_rslora"),
+        ("phi3", "adapter"),
+        ("gpt2", "adapter"),
+    ] {
+        let (folder, path) = (golden(family), golden(family).join(adapter));
+        let file = place.path().join(format!("{family}.gguf"));
+        let heads = HfConfig::open(&folder).unwrap();
+        gguf_lora::write(&file, &AdapterFile::open(&path).unwrap(), &heads, (FileType::F32, "x")).unwrap();
+        let mut model = load(family, DType::F64, 1);
+        let (whole, from_file) = (model.attach(&path).unwrap(), model.attach(&file).unwrap());
+        let ids = ids(&model, 12, 2);
+        let logits = |adapter| cached(&model, adapter, &ids, ids.len(), 1);
+        // alpha * sqrt(r) / r in the file's f32 is what alpha / sqrt(r) is but for a rounding.
+        let e = distance(&logits(Some(from_file)), &logits(Some(whole)));
+        assert!(e <= 2f64.powi(-22), "{family}: {e:.1e}");
+        assert!(distance(&logits(None), &logits(Some(whole))) > 1e-4, "{family}: the adapter changes nothing");
+    }
+    let base = place.path().join("base.gguf");
+    std::fs::copy(place.path().join("llama2.gguf"), &base).unwrap();
+    let mut other = load("qwen2", DType::F32, 1);
+    assert!(other.attach(&base).unwrap_err().to_string().contains("shape"));
+    std::fs::write(&base, "GGUF").unwrap();
+    assert!(other.attach(&base).unwrap_err().to_string().contains("base.gguf"));
 }
 
 #[test]

@@ -57,7 +57,8 @@ impl Merged {
     pub fn open(folder: &Path, adapters: &[PathBuf], nf4: Option<bool>) -> Result<Merged> {
         let mut config = HfConfig::open(folder)?;
         let base = Checkpoint::open(folder)?;
-        let adapters = adapters.iter().map(|a| AdapterFile::open(a)).collect::<Result<Vec<_>>>()?;
+        let open = |a: &PathBuf| AdapterFile::open_for(a, config.num_attention_heads, config.num_key_value_heads);
+        let adapters = adapters.iter().map(open).collect::<Result<Vec<_>>>()?;
         let transposed = config.model_type == "gpt2";
         if transposed && nf4.is_some() {
             let why = "is not built for GPT-2: merge into the base as it is";

@@ -85,7 +85,8 @@ fn build(job: &Job<'_>, dir: &Path, progress: &mut dyn FnMut(usize, usize)) -> R
                 ));
             };
             let config = HfConfig::open(job.base)?;
-            gguf_lora::write(&path, &AdapterFile::open(adapter)?, &config, (file_type(outtype), &name))?;
+            let adapter = AdapterFile::open_for(adapter, config.num_attention_heads, config.num_key_value_heads)?;
+            gguf_lora::write(&path, &adapter, &config, (file_type(outtype), &name))?;
             path
         }
     };

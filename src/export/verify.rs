@@ -84,7 +84,10 @@ pub fn read_back(job: &Job<'_>, made: &Path) -> Result<f64> {
     let adapters = &m.adapter_name_or_path;
     let base = HfConfig::open(job.base)?;
     let worst = match (e.format, &adapters[..]) {
-        (ExportFormat::GgufLora, [adapter]) => gguf_lora::difference(made, &AdapterFile::open(adapter)?, &base)?,
+        (ExportFormat::GgufLora, [adapter]) => {
+            let adapter = AdapterFile::open_for(adapter, base.num_attention_heads, base.num_key_value_heads)?;
+            gguf_lora::difference(made, &adapter, &base)?
+        }
         _ => {
             let sequences = sequences(job.tokenizer, base.vocab_size.min(job.tokenizer.vocab_size()))?;
             let dtype = dtype_that_fits(job.base)?;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::atomic::write_atomic;
+use super::gguf;
 use super::safetensors::{self, Checkpoint, Dtype, TensorSpec};
 use crate::error::{Error, Result};
 
@@ -297,11 +298,15 @@ pub struct AdapterFile {
 }
 
 impl AdapterFile {
-    /// Opens an adapter's folder. Afterwards each module has both A (r, in) and B (out, r) of the config's rank.
+    /// Opens an adapter's folder, or a LoRA in a GGUF file. Afterwards each module has both A (r, in) and B (out, r) of the
+    /// config's rank. To use the numbers of a GGUF file, see [`AdapterFile::open_for`].
     ///
     /// # Errors
     /// [`Error::File`] or [`Error::Weights`] naming what is missing, malformed or not a plain LoRA.
     pub fn open(folder: &Path) -> Result<Self> {
+        if folder.is_file() {
+            return Self::open_gguf(folder, None);
+        }
         let path = folder.join(CONFIG);
         let text = fs::read_to_string(&path).map_err(|e| Error::io(&path, "cannot read", &e))?;
         let config = AdapterConfig::parse(&path, &text)?;
@@ -325,6 +330,28 @@ impl AdapterFile {
         }
         let adapter = AdapterFile { config, tensors, entries, sidecar: Sidecar::open(folder)? };
         adapter.check(&weights)?;
+        Ok(adapter)
+    }
+
+    /// As [`AdapterFile::open`], for a model of so many heads of q and of k: files of llama.cpp have the rows of some modules
+    /// in an order that depends on them.
+    ///
+    /// # Errors
+    /// As [`AdapterFile::open`].
+    pub fn open_for(path: &Path, heads: usize, kv_heads: usize) -> Result<Self> {
+        if path.is_file() { Self::open_gguf(path, Some((heads, kv_heads))) } else { Self::open(path) }
+    }
+
+    fn open_gguf(path: &Path, heads: Option<(usize, usize)>) -> Result<Self> {
+        let (config, tensors) = gguf::lora::open(path, heads)?;
+        let mut entries = Vec::new();
+        for name in tensors.names() {
+            let (module, part) = parse_name(name, &[]).map_err(|why| Error::weights(path, name, why))?;
+            entries.push(AdapterTensor { name: name.to_string(), module, part });
+        }
+        entries.sort_by(|x, y| (&x.module, x.part).cmp(&(&y.module, y.part)));
+        let adapter = AdapterFile { config, tensors, entries, sidecar: None };
+        adapter.check(path)?;
         Ok(adapter)
     }
 

@@ -137,7 +137,18 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open_file(path: &Path) -> Result<Self> {
-        let map = MappedFile::open(path)?;
+        Self::of(path, MappedFile::open(path)?)
+    }
+
+    /// The tensors of a safetensors file whose bytes were made in memory; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub(super) fn in_memory(path: &Path, bytes: Vec<u8>) -> Result<Self> {
+        Self::of(path, MappedFile::in_memory(bytes))
+    }
+
+    fn of(path: &Path, map: MappedFile) -> Result<Self> {
         let mut tensors = BTreeMap::new();
         for (name, dtype, shape, bytes) in parse_header(&map).map_err(|why| Error::file(path, why))? {
             tensors.insert(name, Entry { file: 0, dtype, shape, bytes });

@@ -38,13 +38,13 @@ impl Listed {
 }
 
 impl Model {
-    /// Loads the adapter in `path` beside the base; the number by which a pass chooses it.
+    /// Loads the adapter in `path`, a folder or a LoRA in a GGUF file, beside the base; the number by which a pass chooses it.
     ///
     /// # Errors
     /// [`Error::Weights`] or [`Error::File`] for an adapter that is not one of this model: the tensor and both shapes are
     /// named.
     pub fn attach(&mut self, path: &Path) -> Result<usize> {
-        let file = AdapterFile::open(path)?;
+        let file = AdapterFile::open_for(path, self.spec.heads, self.spec.kv_heads)?;
         let mut listed = Listed::default();
         let mut adapters = Vec::new();
         for layer in self.blocks.iter().flat_map(Block::layers) {

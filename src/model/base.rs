@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::spec::Spec;
 use crate::error::{Error, Result};
-use crate::format::gguf::{Gguf, gguf_name};
+use crate::format::gguf::{Gguf, file_row, gguf_name};
 use crate::format::{Checkpoint, HfConfig, TensorView};
 use crate::quant::ggml::{Blocks, GgmlType};
 use crate::tensor::Float;
@@ -104,25 +104,16 @@ impl GgufBase {
         match heads.filter(|_| bytes) {
             // A bias is one row of as many values.
             Some(heads) if shape.len() == 1 => turned_bias(&blocks, heads).map_err(|e| wrong(e.to_string())),
-            Some(heads) => Ok(blocks.reordered(|row| row_in_file(row, shape[0], heads))),
+            Some(heads) => Ok(blocks.reordered(|row| file_row(row, shape[0], heads))),
             None => Ok(blocks),
         }
     }
 }
 
-/// Where llama.cpp's files have row `row` of `rows` of q or k: row t * d/2 + j of a head (t 0 or 1, j below d/2) stands at
-/// 2 j + t.
-fn row_in_file(row: usize, rows: usize, heads: usize) -> usize {
-    let d = rows / heads.max(1);
-    let (head, at) = (row / d, row % d);
-    let (t, j) = (at / (d / 2), at % (d / 2));
-    head * d + 2 * j + t
-}
-
 fn turned_bias(bias: &Blocks, heads: usize) -> Result<Blocks> {
     let mut values = vec![0.0f32; bias.cols];
     bias.dequantise_row(0, &mut values);
-    let bytes = (0..values.len()).flat_map(|i| values[row_in_file(i, values.len(), heads)].to_le_bytes()).collect();
+    let bytes = (0..values.len()).flat_map(|i| values[file_row(i, values.len(), heads)].to_le_bytes()).collect();
     Blocks::new(GgmlType::F32, 1, values.len(), bytes)
 }
 
@@ -195,24 +186,4 @@ fn transposed(bytes: &[u8], rows: usize, cols: usize, size: usize) -> Vec<u8> {
         }
     }
     out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The converter's own words: W.reshape(heads, 2, d / 2, ..).swapaxes(1, 2).
-    #[test]
-    fn rows_are_those_before_the_converter() {
-        let (rows, heads) = (24, 3);
-        let d = rows / heads;
-        let mut file = Vec::new();
-        for head in 0..heads {
-            for j in 0..d / 2 {
-                file.extend((0..2).map(|t| head * d + t * d / 2 + j));
-            }
-        }
-        let ours: Vec<usize> = (0..rows).map(|row| file[row_in_file(row, rows, heads)]).collect();
-        assert_eq!(ours, (0..rows).collect::<Vec<_>>());
-    }
 }

@@ -79,7 +79,8 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
     if base.as_ref().is_some_and(Base::is_gguf) {
         check_gguf(o)?;
     }
-    let adapters = o.adapters.iter().map(|path| AdapterFile::open(path)).collect::<Result<Vec<_>>>()?;
+    let open = |path| AdapterFile::open_for(path, spec.heads, spec.kv_heads);
+    let adapters = o.adapters.iter().map(|path| open(path)).collect::<Result<Vec<_>>>()?;
     // All but the last adapter are merged; the last is trained on, unless a new one is asked for.
     let merged = if o.method.create_new_adapter { adapters.len() } else { adapters.len().saturating_sub(1) };
     if merged > 0 && (o.nf4.is_some() || base.as_ref().is_some_and(Base::is_gguf)) {

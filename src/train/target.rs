@@ -76,6 +76,11 @@ pub fn pick(config: &Config) -> Result<(Device, Target)> {
 
 /// The first GPU; None without a driver, a GPU or kernels for it.
 fn first_gpu() -> Result<Option<(Device, Target)>> {
+    #[cfg(feature = "host-kernels")]
+    if std::env::var_os(HOST_KERNELS).is_some() {
+        let card = Card { name: "kernels on the CPU".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11 };
+        return Ok(Some((Device::host_kernels(2, false)?, Target::Gpu(card))));
+    }
     if driver_version()?.is_none() || built_without_kernels().is_some() || cards()?.is_empty() {
         return Ok(None);
     }
@@ -99,6 +104,10 @@ pub fn card_of(device: &Device) -> Result<Card> {
         bandwidth: gpu.bandwidth().unwrap_or(0.0),
     })
 }
+
+/// Set, in a program built for tests: commands run on host-run kernels as they would on a GPU.
+#[cfg(feature = "host-kernels")]
+const HOST_KERNELS: &str = "QLORA_HOST_KERNELS";
 
 /// Bytes that are left to the driver: its own buffers grow while kernels are loaded.
 const RESERVE: u64 = 256 << 20;

@@ -154,18 +154,8 @@ fn requests(config: &Config, folder: &Path, questions: &[Question], stops: &[u32
             return Err(Error::config(key, why));
         }
         shortened += usize::from(max_new_tokens < asked);
-        let sampling = Sampling {
-            do_sample: g.do_sample,
-            temperature: g.temperature,
-            top_k: g.top_k,
-            top_p: g.top_p,
-            min_p: g.min_p,
-            repetition_penalty: g.repetition_penalty,
-            presence_penalty: g.presence_penalty,
-            frequency_penalty: g.frequency_penalty,
-            // Rows with the same prompt get draws of their own, whatever was answered before them.
-            seed: config.train.seed.wrapping_add(i as u64),
-        };
+        // Rows with the same prompt get draws of their own, whatever was answered before them.
+        let sampling = Sampling::of(g, config.train.seed.wrapping_add(i as u64));
         let (prompt, stops) = (question.prompt.clone(), stops.to_vec());
         requests.push(Request { prompt, max_new_tokens, stops, sampling, adapter: None });
     }

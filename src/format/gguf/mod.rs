@@ -7,6 +7,7 @@
 
 mod config;
 mod cursor;
+pub(super) mod lora;
 mod metadata;
 mod names;
 mod read;
@@ -21,7 +22,7 @@ use std::sync::Arc;
 pub use super::mmap::MappedFile;
 use crate::error::{Error, Result};
 pub use metadata::{Array, Metadata, Value};
-pub use names::gguf_name;
+pub use names::{file_row, gguf_name};
 pub use types::GgmlType;
 pub use write::{TensorSink, Writer};
 

@@ -49,6 +49,36 @@ pub fn gguf_name(hf: &str) -> Option<String> {
     Some(format!("blk.{layer}.{name}.{kind}"))
 }
 
+/// The module of a `arch` model that llama.cpp's `blk.3.attn_q.weight` is the weight of: `model.layers.3.self_attn.q_proj`.
+pub(super) fn hf_module(arch: &str, name: &str) -> Option<String> {
+    let name = name.strip_suffix(".weight")?;
+    let gpt2 = arch == "gpt2";
+    let of_family = |hf: &str| match arch {
+        "gpt2" => hf.starts_with("attn.") || hf.starts_with("mlp.c_"),
+        "phi3" => hf.starts_with("self_attn.") || ["mlp.gate_up_proj", "mlp.down_proj"].contains(&hf),
+        "llama" | "qwen2" | "qwen3" => {
+            hf.starts_with("self_attn.") || ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"].contains(&hf)
+        }
+        _ => false,
+    };
+    if name == "output" {
+        return Some("lm_head".into());
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let layer: usize = layer.parse().ok()?;
+    let (hf, _) = PARTS.iter().find(|(hf, known)| *known == part && of_family(hf))?;
+    Some(format!("{}.{layer}.{hf}", if gpt2 { "transformer.h" } else { "model.layers" }))
+}
+
+/// Where llama.cpp's files of `llama` models have row `row` of the `rows` of q or k: row t * d/2 + j of a head (t 0 or 1, j
+/// below d/2) stands at 2 j + t, because its rotation turns neighbouring rows.
+pub fn file_row(row: usize, rows: usize, heads: usize) -> usize {
+    let d = rows / heads.max(1);
+    let (head, at) = (row / d, row % d);
+    let (t, j) = (at / (d / 2), at % (d / 2));
+    head * d + 2 * j + t
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,8 +95,35 @@ mod tests {
         for (hf, gguf) in named {
             assert_eq!(gguf_name(hf).as_deref(), Some(gguf), "{hf}");
         }
+        for (arch, module, name) in [
+            ("llama", "model.layers.12.self_attn.q_proj", "blk.12.attn_q.weight"),
+            ("qwen3", "model.layers.0.mlp.up_proj", "blk.0.ffn_up.weight"),
+            ("phi3", "model.layers.0.mlp.gate_up_proj", "blk.0.ffn_up.weight"),
+            ("gpt2", "transformer.h.3.attn.c_attn", "blk.3.attn_qkv.weight"),
+            ("gpt2", "transformer.h.3.mlp.c_proj", "blk.3.ffn_down.weight"),
+        ] {
+            assert_eq!(hf_module(arch, name).as_deref(), Some(module), "{arch}");
+            assert_eq!(gguf_name(&format!("{module}.weight")).as_deref(), Some(name), "{arch}");
+        }
+        assert_eq!(hf_module("gemma", "blk.0.attn_q.weight"), None);
+        assert_eq!(hf_module("llama", "blk.0.attn_q.bias"), None);
         for odd in ["lm_head", "model.layers.x.mlp.up_proj.weight", "model.layers.1.mlp.other.weight", "a.b"] {
             assert_eq!(gguf_name(odd), None, "{odd}");
         }
+    }
+
+    /// The converter's own words: W.reshape(heads, 2, d / 2, ..).swapaxes(1, 2).
+    #[test]
+    fn rows_are_those_before_the_converter() {
+        let (rows, heads) = (24, 3);
+        let d = rows / heads;
+        let mut file = Vec::new();
+        for head in 0..heads {
+            for j in 0..d / 2 {
+                file.extend((0..2).map(|t| head * d + t * d / 2 + j));
+            }
+        }
+        let ours: Vec<usize> = (0..rows).map(|row| file[file_row(row, rows, heads)]).collect();
+        assert_eq!(ours, (0..rows).collect::<Vec<_>>());
     }
 }
