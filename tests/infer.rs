@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use qlora_engine::config::{self, Config, Format};
+use qlora_engine::config::{self, Config, Format, OutType};
 use qlora_engine::data::batch::Padding;
 use qlora_engine::data::{Batch, Sample};
 use qlora_engine::device::Device;
@@ -11,7 +11,6 @@ use qlora_engine::export::gguf_lora;
 use qlora_engine::format::{AdapterFile, HfConfig};
 use qlora_engine::infer::{Answer, Control, Finish, Request, Sampling, Session, generate};
 use qlora_engine::model::{self, Cache, Model, PAGE};
-use qlora_engine::quant::ggml::FileType;
 use qlora_engine::tensor::DType;
 use qlora_engine::train::{Target, plan};
 
@@ -181,7 +180,7 @@ fn a_lora_in_gguf_is_the_adapter() {
         let (folder, path) = (golden(family), golden(family).join(adapter));
         let file = place.path().join(format!("{family}.gguf"));
         let heads = HfConfig::open(&folder).unwrap();
-        gguf_lora::write(&file, &AdapterFile::open(&path).unwrap(), &heads, (FileType::F32, "x")).unwrap();
+        gguf_lora::write(&file, &AdapterFile::open(&path).unwrap(), &heads, (OutType::F32, "x")).unwrap();
         let mut model = load(family, DType::F64, 1);
         let (whole, from_file) = (model.attach(&path).unwrap(), model.attach(&file).unwrap());
         let ids = ids(&model, 12, 2);

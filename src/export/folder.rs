@@ -1,11 +1,10 @@
 //! A folder that appears whole or not at all.
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::format::atomic::sync_dir;
+use crate::format::atomic::{self, sync_dir};
 
 /// The file by which an export is known as one, and may be replaced by the next.
 pub(super) const MARK: &str = "qlora_export.json";
@@ -75,14 +74,10 @@ fn swap(temp: &Path, dir: &Path) -> Result<()> {
     sync_dir(parent).map_err(failed)
 }
 
-/// `.tmp-<process>-<name>` in the same folder, so that renaming stays within one file system.
+/// A place for `what` beside `dir`.
 fn beside(dir: &Path, what: &str) -> Result<PathBuf> {
-    let name = dir.file_name();
-    let name =
-        name.ok_or_else(|| Error::config("export_dir", format!("`{}` is no name of a folder", dir.display())))?;
-    let mut temp = OsString::from(format!(".{what}-{}-", std::process::id()));
-    temp.push(name);
-    Ok(dir.with_file_name(temp))
+    let why = || Error::config("export_dir", format!("`{}` is no name of a folder", dir.display()));
+    atomic::beside(dir, what).ok_or_else(why)
 }
 
 #[cfg(test)]

@@ -4,12 +4,13 @@ use std::path::Path;
 
 use super::keys;
 use super::merge::{Merged, Source, Tensor};
+use crate::config::OutType;
 use crate::data::gguf_tokenizer;
 use crate::data::tokenizer::Tokenizer;
 use crate::device::pool;
 use crate::error::{Error, Result};
-use crate::format::gguf::{GgmlType, TensorInfo, TensorSink, Writer, gguf_name};
-use crate::quant::ggml::{FileType, mixture, quantise};
+use crate::format::gguf::{GgmlType, TensorInfo, TensorSink, Writer, gguf_name, model_row, turned_heads};
+use crate::quant::ggml::{mixture, quantise};
 
 /// Values that one thread quantises at a time.
 const PIECE: usize = 1 << 20;
@@ -38,7 +39,7 @@ pub fn write(
     path: &Path,
     merged: &Merged,
     tokenizer: &Tokenizer,
-    (file, name): (FileType, &str),
+    (file, name): (OutType, &str),
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<()> {
     let (mut metadata, extra) = keys::metadata(&merged.config, name, file, path)?;
@@ -84,7 +85,7 @@ pub fn write(
 /// Buffers that some checkpoints hold and nobody reads.
 const BUFFERS: [&str; 3] = [".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq"];
 
-fn plan<'a>(merged: &Merged, t: &'a Tensor, file: FileType, llama: bool) -> Result<Option<Planned<'a>>> {
+fn plan<'a>(merged: &Merged, t: &'a Tensor, file: OutType, llama: bool) -> Result<Option<Planned<'a>>> {
     if BUFFERS.iter().any(|b| t.name.ends_with(b)) {
         return Ok(None);
     }
@@ -97,7 +98,7 @@ fn plan<'a>(merged: &Merged, t: &'a Tensor, file: FileType, llama: bool) -> Resu
     }
     let c = &merged.config;
     let ty = mixture(file, &name, &dims, c.num_hidden_layers, c.tie_word_embeddings);
-    let heads = turned_heads(&t.name, llama, c.num_attention_heads, c.num_key_value_heads);
+    let heads = turned_heads(&t.name, c.num_attention_heads, c.num_key_value_heads).filter(|_| llama);
     Ok(Some(Planned { name, dims, ty, from: Origin::Tensor(t, heads) }))
 }
 
@@ -106,30 +107,13 @@ fn stored_turned(name: &str) -> bool {
     name.starts_with("blk.") && name.ends_with(".weight") && !name.contains("_norm")
 }
 
-/// The heads of q or k, whose rows `llama` files have in another order.
-pub(super) fn turned_heads(name: &str, llama: bool, q: usize, k: usize) -> Option<usize> {
-    match name.rsplit('.').nth(1) {
-        Some("q_proj") if llama => Some(q),
-        Some("k_proj") if llama => Some(k),
-        _ => None,
-    }
-}
-
-/// Which row of the model stands at row `row` of the file: llama.cpp turns neighbouring rows, so that row 2 j + t of a head
-/// (t 0 or 1) is row t d/2 + j of the model's.
-pub(super) fn row_of_model(row: usize, rows: usize, heads: usize) -> usize {
-    let d = rows / heads.max(1);
-    let (head, at) = (row / d, row % d);
-    head * d + (at % 2) * (d / 2) + at / 2
-}
-
 /// The order of llama.cpp's rotation, for rows `first..` of `rows` (whole heads of them).
 pub(super) fn turn(values: &mut [f32], cols: usize, rows: usize, heads: usize) {
     let d = rows / heads.max(1);
     for head in values.chunks_exact_mut(d * cols) {
         let before = head.to_vec();
         for (row, to) in head.chunks_exact_mut(cols).enumerate() {
-            let from = row_of_model(row, d, 1);
+            let from = model_row(row, d, 1);
             to.copy_from_slice(&before[from * cols..(from + 1) * cols]);
         }
     }

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use super::gguf::{row_of_model, turn, turned_heads};
+use super::gguf::turn;
 use super::keys;
 use super::verify::larger;
+use crate::config::OutType;
 use crate::error::{Error, Result};
 use crate::format::adapter::Part;
-use crate::format::gguf::{GgmlType, Gguf, Metadata, Value, Writer, gguf_name};
+use crate::format::gguf::{GgmlType, Gguf, Metadata, Value, Writer, gguf_name, model_row, turned_heads};
 use crate::format::{AdapterFile, HfConfig};
-use crate::quant::ggml::{FileType, dequantise, quantise};
+use crate::quant::ggml::{dequantise, quantise};
 
 /// One half of a module's adapter: (name, A or B, heads whose rows are turned, factor).
 struct Half<'a> {
@@ -49,8 +50,8 @@ fn halves<'a>(a: &'a AdapterFile, config: &HfConfig) -> Result<Vec<Half<'a>>> {
         halves.push(match e.part {
             Part::A => Half { tensor, name: format!("{known}.lora_a"), shape: [rows, cols], heads: None, factor: 1.0 },
             _ => {
-                let named = format!("{}.weight", e.module);
-                let heads = turned_heads(&named, llama, config.num_attention_heads, config.num_key_value_heads);
+                let heads = turned_heads(&e.module, config.num_attention_heads, config.num_key_value_heads);
+                let heads = heads.filter(|_| llama);
                 if let Some(h) = heads.filter(|h| *h == 0 || rows % (2 * h) != 0) {
                     return Err(
                         view.wrong(format!("has {rows} rows for {h} heads: the adapter belongs to another model"))
@@ -67,10 +68,10 @@ fn halves<'a>(a: &'a AdapterFile, config: &HfConfig) -> Result<Vec<Half<'a>>> {
 ///
 /// # Errors
 /// [`Error::Weights`] naming a tensor that such a file cannot hold; [`Error::File`] when the disk refuses.
-pub fn write(path: &Path, a: &AdapterFile, config: &HfConfig, (file, name): (FileType, &str)) -> Result<()> {
+pub fn write(path: &Path, a: &AdapterFile, config: &HfConfig, (file, name): (OutType, &str)) -> Result<()> {
     let ty = match file {
-        FileType::F16 => GgmlType::F16,
-        FileType::Bf16 => GgmlType::Bf16,
+        OutType::F16 => GgmlType::F16,
+        OutType::Bf16 => GgmlType::Bf16,
         _ => GgmlType::F32,
     };
     if !(alpha(a).is_finite() && alpha(a) != 0.0) {
@@ -131,7 +132,7 @@ pub fn difference(path: &Path, a: &AdapterFile, config: &HfConfig) -> Result<f64
             _ => (1.0, 1.0),
         };
         for row in 0..rows {
-            let from = h.heads.map_or(row, |heads| row_of_model(row, rows, heads));
+            let from = h.heads.map_or(row, |heads| model_row(row, rows, heads));
             for col in 0..cols {
                 let d = f64::from(got[row * cols + col]) * there - f64::from(want[from * cols + col]) * here;
                 worst = larger(worst, d.abs());

@@ -3,11 +3,11 @@
 use std::f64::consts::PI;
 use std::path::Path;
 
+use crate::config::OutType;
 use crate::error::{Error, Result};
 use crate::format::HfConfig;
 use crate::format::gguf::{Metadata, Value};
 use crate::format::hf_config::RopeKind;
-use crate::quant::ggml::FileType;
 
 /// llama.cpp's name of a family: Mistral's files say llama.
 pub(super) fn architecture(model_type: &str) -> &str {
@@ -21,7 +21,7 @@ type Extra = (String, Vec<f32>);
 ///
 /// # Errors
 /// [`Error::File`] for a setting that GGUF has no key for.
-pub(super) fn metadata(c: &HfConfig, name: &str, file: FileType, path: &Path) -> Result<(Metadata, Vec<Extra>)> {
+pub(super) fn metadata(c: &HfConfig, name: &str, file: OutType, path: &Path) -> Result<(Metadata, Vec<Extra>)> {
     let cannot = |why: String| Error::file(path, format!("cannot be written: {why}"));
     let arch = architecture(&c.model_type);
     let mut m = Metadata::new();

@@ -23,7 +23,6 @@ use crate::error::{Error, Result};
 use crate::format::adapter::Sidecar;
 use crate::format::atomic::write_atomic;
 use crate::format::{AdapterFile, HfConfig};
-use crate::quant::ggml::FileType;
 pub use merge::Merged;
 
 /// What is exported.
@@ -72,7 +71,7 @@ fn build(job: &Job<'_>, dir: &Path, progress: &mut dyn FnMut(usize, usize)) -> R
         ExportFormat::Gguf => {
             let outtype = e.outtype.unwrap_or(OutType::F16);
             let path = dir.join(format!("{name}-{}.gguf", outtype.name()));
-            gguf::write(&path, &open()?, job.tokenizer, (file_type(outtype), &name), progress)?;
+            gguf::write(&path, &open()?, job.tokenizer, (outtype, &name), progress)?;
             path
         }
         ExportFormat::GgufLora => {
@@ -86,7 +85,7 @@ fn build(job: &Job<'_>, dir: &Path, progress: &mut dyn FnMut(usize, usize)) -> R
             };
             let config = HfConfig::open(job.base)?;
             let adapter = AdapterFile::open_for(adapter, config.num_attention_heads, config.num_key_value_heads)?;
-            gguf_lora::write(&path, &adapter, &config, (file_type(outtype), &name))?;
+            gguf_lora::write(&path, &adapter, &config, (outtype, &name))?;
             path
         }
     };
@@ -114,11 +113,6 @@ fn build(job: &Job<'_>, dir: &Path, progress: &mut dyn FnMut(usize, usize)) -> R
     Ok(made)
 }
 
-/// A config's name of a recipe and the recipe are the same words.
-fn file_type(outtype: OutType) -> FileType {
-    FileType::from_name(outtype.name()).unwrap_or(FileType::F16)
-}
-
 /// The last part of the base's name, as part of a file name.
 fn name_of(model: &str) -> String {
     let last = model.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or("");
@@ -137,13 +131,6 @@ mod tests {
             [("Qwen/Qwen3-0.6B", "Qwen3-0.6B"), ("a/b/", "b"), (".", "model"), ("x y*.z", "xy.z"), ("C:\\m\\q", "q")]
         {
             assert_eq!(name_of(model), name);
-        }
-    }
-
-    #[test]
-    fn every_type_of_the_config_is_a_recipe() {
-        for (name, outtype) in OutType::NAMES {
-            assert_eq!(file_type(outtype).name(), name);
         }
     }
 }

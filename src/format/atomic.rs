@@ -57,7 +57,7 @@ impl Sink {
 
 /// `fill` makes the temporary file; it is then synced and takes the place of `path`, or is removed.
 fn replace(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let temp = beside(path)?;
+    let temp = beside(path, "tmp").ok_or_else(|| Error::file(path, "cannot write: not a file name"))?;
     let swap = || {
         File::open(&temp)?.sync_all()?;
         fs::rename(&temp, path)?;
@@ -83,12 +83,12 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// `.tmp-<process>-<name>` in the same folder: renames are atomic only within one file system.
-fn beside(path: &Path) -> Result<PathBuf> {
-    let name = path.file_name().ok_or_else(|| Error::file(path, "cannot write: not a file name"))?;
-    let mut temp = OsString::from(format!(".tmp-{}-", std::process::id()));
-    temp.push(name);
-    Ok(path.with_file_name(temp))
+/// `.<what>-<process>-<name>` in the same folder: renames are atomic only within one file system. None if `path` ends in no
+/// name.
+pub fn beside(path: &Path, what: &str) -> Option<PathBuf> {
+    let mut temp = OsString::from(format!(".{what}-{}-", std::process::id()));
+    temp.push(path.file_name()?);
+    Some(path.with_file_name(temp))
 }
 
 #[cfg(test)]

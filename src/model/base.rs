@@ -7,7 +7,7 @@ use half::bf16;
 
 use super::spec::Spec;
 use crate::error::{Error, Result};
-use crate::format::gguf::{Gguf, file_row, gguf_name};
+use crate::format::gguf::{Gguf, file_row, gguf_name, turned_heads};
 use crate::format::{Checkpoint, HfConfig, TensorView};
 use crate::quant::ggml::{Blocks, GgmlType};
 use crate::tensor::Float;
@@ -96,11 +96,7 @@ impl GgufBase {
             return Err(wrong(format!("(`{known}`) has shape {:?}, must be {shape:?}", t.shape())));
         }
         let blocks = Blocks::of_file(&self.file, t);
-        let heads = self.turned.and_then(|(q, k)| match name.rsplit('.').nth(1) {
-            Some("q_proj") => Some(q),
-            Some("k_proj") => Some(k),
-            _ => None,
-        });
+        let heads = self.turned.and_then(|(q, k)| turned_heads(name, q, k));
         match heads.filter(|_| bytes) {
             // A bias is one row of as many values.
             Some(heads) if shape.len() == 1 => turned_bias(&blocks, heads).map_err(|e| wrong(e.to_string())),

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::names::{file_row, hf_module};
+use super::names::hf_module;
+use super::rows::{file_row, turned_heads};
 use super::{GgmlType, Gguf, TensorInfo};
 use crate::error::{Error, Result};
 use crate::format::adapter::{AdapterConfig, Part, tensor_name};
@@ -46,7 +47,10 @@ pub(in crate::format) fn open(path: &Path, heads: Option<(usize, usize)>) -> Res
             Part::A => {
                 ranks.insert(module.clone(), rows);
             }
-            _ => turn(&mut values, rows, cols, turned_heads(arch, &module, heads)).map_err(wrong)?,
+            _ => {
+                let heads = heads.filter(|_| arch == "llama").and_then(|(q, k)| turned_heads(&module, q, k));
+                turn(&mut values, rows, cols, heads).map_err(wrong)?;
+            }
         }
         let start = data.len();
         data.extend(values.iter().flat_map(|x| x.to_le_bytes()));
@@ -76,16 +80,6 @@ fn values(file: &Gguf, t: &TensorInfo) -> std::result::Result<Vec<f32>, String> 
         other => return Err(format!("is of type {}; F32, F16 and BF16 are supported in a LoRA", other.name())),
     }
     Ok(out)
-}
-
-/// The heads of a module whose rows llama.cpp turns.
-fn turned_heads(arch: &str, module: &str, heads: Option<(usize, usize)>) -> Option<usize> {
-    let (q, k) = heads.filter(|_| arch == "llama")?;
-    match module.rsplit('.').next() {
-        Some("q_proj") => Some(q),
-        Some("k_proj") => Some(k),
-        _ => None,
-    }
 }
 
 /// Puts the rows of llama.cpp's order into the model's.

@@ -11,6 +11,7 @@ pub(super) mod lora;
 mod metadata;
 mod names;
 mod read;
+mod rows;
 mod types;
 mod write;
 
@@ -22,7 +23,8 @@ use std::sync::Arc;
 pub use super::mmap::MappedFile;
 use crate::error::{Error, Result};
 pub use metadata::{Array, Metadata, Value};
-pub use names::{file_row, gguf_name};
+pub use names::gguf_name;
+pub use rows::{file_row, model_row, turned_heads};
 pub use types::GgmlType;
 pub use write::{TensorSink, Writer};
 

@@ -70,15 +70,6 @@ pub(super) fn hf_module(arch: &str, name: &str) -> Option<String> {
     Some(format!("{}.{layer}.{hf}", if gpt2 { "transformer.h" } else { "model.layers" }))
 }
 
-/// Where llama.cpp's files of `llama` models have row `row` of the `rows` of q or k: row t * d/2 + j of a head (t 0 or 1, j
-/// below d/2) stands at 2 j + t, because its rotation turns neighbouring rows.
-pub fn file_row(row: usize, rows: usize, heads: usize) -> usize {
-    let d = rows / heads.max(1);
-    let (head, at) = (row / d, row % d);
-    let (t, j) = (at / (d / 2), at % (d / 2));
-    head * d + 2 * j + t
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,20 +101,5 @@ mod tests {
         for odd in ["lm_head", "model.layers.x.mlp.up_proj.weight", "model.layers.1.mlp.other.weight", "a.b"] {
             assert_eq!(gguf_name(odd), None, "{odd}");
         }
-    }
-
-    /// The converter's own words: W.reshape(heads, 2, d / 2, ..).swapaxes(1, 2).
-    #[test]
-    fn rows_are_those_before_the_converter() {
-        let (rows, heads) = (24, 3);
-        let d = rows / heads;
-        let mut file = Vec::new();
-        for head in 0..heads {
-            for j in 0..d / 2 {
-                file.extend((0..2).map(|t| head * d + t * d / 2 + j));
-            }
-        }
-        let ours: Vec<usize> = (0..rows).map(|row| file[file_row(row, rows, heads)]).collect();
-        assert_eq!(ours, (0..rows).collect::<Vec<_>>());
     }
 }

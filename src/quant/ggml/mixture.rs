@@ -2,71 +2,34 @@
 //! bits.
 
 use super::GgmlType;
+use crate::config::OutType;
 
-/// What a whole file is said to be, its `general.file_type`. A recipe, not one type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FileType {
-    F32,
-    F16,
-    Bf16,
-    Q8_0,
-    Q4_0,
-    Q4KM,
-    Q5KM,
-    Q6K,
-}
-
-impl FileType {
-    /// Every recipe, in the order of the setting's values.
-    pub const ALL: [FileType; 8] = {
-        use FileType::*;
-        [F32, F16, Bf16, Q8_0, Q4_0, Q4KM, Q5KM, Q6K]
-    };
-
-    /// Its name in settings, for example `q4_k_m`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            FileType::F32 => "f32",
-            FileType::F16 => "f16",
-            FileType::Bf16 => "bf16",
-            FileType::Q8_0 => "q8_0",
-            FileType::Q4_0 => "q4_0",
-            FileType::Q4KM => "q4_k_m",
-            FileType::Q5KM => "q5_k_m",
-            FileType::Q6K => "q6_k",
-        }
-    }
-
-    /// The recipe of that name, in either case.
-    pub fn from_name(name: &str) -> Option<FileType> {
-        Self::ALL.into_iter().find(|t| t.name().eq_ignore_ascii_case(name))
-    }
-
+impl OutType {
     /// Its number in `general.file_type`.
     pub const fn id(self) -> u32 {
         match self {
-            FileType::F32 => 0,
-            FileType::F16 => 1,
-            FileType::Q4_0 => 2,
-            FileType::Q8_0 => 7,
-            FileType::Q4KM => 15,
-            FileType::Q5KM => 17,
-            FileType::Q6K => 18,
-            FileType::Bf16 => 32,
+            OutType::F32 => 0,
+            OutType::F16 => 1,
+            OutType::Q4_0 => 2,
+            OutType::Q8_0 => 7,
+            OutType::Q4KM => 15,
+            OutType::Q5KM => 17,
+            OutType::Q6K => 18,
+            OutType::Bf16 => 32,
         }
     }
 
     /// The type of most tensors.
     const fn plain(self) -> GgmlType {
         match self {
-            FileType::F32 => GgmlType::F32,
-            FileType::F16 => GgmlType::F16,
-            FileType::Bf16 => GgmlType::Bf16,
-            FileType::Q8_0 => GgmlType::Q8_0,
-            FileType::Q4_0 => GgmlType::Q4_0,
-            FileType::Q4KM => GgmlType::Q4K,
-            FileType::Q5KM => GgmlType::Q5K,
-            FileType::Q6K => GgmlType::Q6K,
+            OutType::F32 => GgmlType::F32,
+            OutType::F16 => GgmlType::F16,
+            OutType::Bf16 => GgmlType::Bf16,
+            OutType::Q8_0 => GgmlType::Q8_0,
+            OutType::Q4_0 => GgmlType::Q4_0,
+            OutType::Q4KM => GgmlType::Q4K,
+            OutType::Q5KM => GgmlType::Q5K,
+            OutType::Q6K => GgmlType::Q6K,
         }
     }
 }
@@ -76,7 +39,7 @@ impl FileType {
 ///
 /// Vectors, norms and position embeddings stay f32, as llama.cpp asks. A row that is no whole number of blocks falls back
 /// to a type with smaller blocks and more bits, at last to f16.
-pub fn mixture(file: FileType, name: &str, dims: &[usize], layers: usize, tied: bool) -> GgmlType {
+pub fn mixture(file: OutType, name: &str, dims: &[usize], layers: usize, tied: bool) -> GgmlType {
     let matrix = dims.len() > 1;
     let kept = ["_norm.weight", "position_embd.weight", "token_types.weight", "ffn_gate_inp.weight"];
     if !matrix || !name.ends_with("weight") || kept.iter().any(|part| name.contains(part)) {
@@ -88,14 +51,14 @@ pub fn mixture(file: FileType, name: &str, dims: &[usize], layers: usize, tied: 
     }
     let cols = dims[0];
     let head = name == "output.weight" || tied && name == "token_embd.weight";
-    let recipe = matches!(file, FileType::Q4KM | FileType::Q5KM);
+    let recipe = matches!(file, OutType::Q4KM | OutType::Q5KM);
     let more = recipe && layer(name).is_some_and(|i| more_bits(i, layers));
     let ty = if head {
         if plain == GgmlType::Q8_0 || !cols.is_multiple_of(plain.block()) { GgmlType::Q8_0 } else { GgmlType::Q6K }
     } else if more && (name.ends_with(".attn_v.weight") || name.ends_with(".ffn_down.weight")) {
         GgmlType::Q6K
     } else if recipe && name.ends_with(".attn_qkv.weight") {
-        if file == FileType::Q4KM { GgmlType::Q5K } else { GgmlType::Q6K }
+        if file == OutType::Q4KM { GgmlType::Q5K } else { GgmlType::Q6K }
     } else {
         plain
     };
@@ -129,7 +92,7 @@ mod tests {
     use super::*;
     use GgmlType::{Bf16, F16, F32, Q4_0, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
 
-    fn of(file: FileType, name: &str, cols: usize) -> GgmlType {
+    fn of(file: OutType, name: &str, cols: usize) -> GgmlType {
         mixture(file, name, &[cols, 64], 32, false)
     }
 
@@ -138,7 +101,7 @@ mod tests {
         for (layers, more) in [(32, 16), (28, 14)] {
             for part in ["attn_v", "ffn_down"] {
                 let types = (0..layers).map(|i| format!("blk.{i}.{part}.weight"));
-                let types: Vec<_> = types.map(|n| mixture(FileType::Q4KM, &n, &[256, 64], layers, false)).collect();
+                let types: Vec<_> = types.map(|n| mixture(OutType::Q4KM, &n, &[256, 64], layers, false)).collect();
                 assert_eq!(types.iter().filter(|t| **t == Q6K).count(), more, "{part} of {layers}");
                 assert_eq!(types.iter().filter(|t| **t == Q4K).count(), layers - more);
             }
@@ -146,49 +109,49 @@ mod tests {
         let q6: Vec<_> = (0..32).filter(|&i| more_bits(i, 32)).collect();
         assert_eq!(q6, [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31]);
         for part in ["attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up"] {
-            assert_eq!(of(FileType::Q4KM, &format!("blk.0.{part}.weight"), 256), Q4K);
+            assert_eq!(of(OutType::Q4KM, &format!("blk.0.{part}.weight"), 256), Q4K);
         }
-        assert_eq!(of(FileType::Q4KM, "blk.5.attn_qkv.weight", 256), Q5K);
-        assert_eq!(of(FileType::Q5KM, "blk.5.attn_qkv.weight", 256), Q6K);
-        assert_eq!(of(FileType::Q5KM, "blk.0.attn_v.weight", 256), Q6K);
-        assert_eq!(of(FileType::Q5KM, "blk.5.attn_v.weight", 256), Q5K);
-        assert_eq!(of(FileType::Q6K, "blk.5.attn_v.weight", 256), Q6K);
+        assert_eq!(of(OutType::Q4KM, "blk.5.attn_qkv.weight", 256), Q5K);
+        assert_eq!(of(OutType::Q5KM, "blk.5.attn_qkv.weight", 256), Q6K);
+        assert_eq!(of(OutType::Q5KM, "blk.0.attn_v.weight", 256), Q6K);
+        assert_eq!(of(OutType::Q5KM, "blk.5.attn_v.weight", 256), Q5K);
+        assert_eq!(of(OutType::Q6K, "blk.5.attn_v.weight", 256), Q6K);
     }
 
     #[test]
     fn head_and_embedding() {
-        assert_eq!(of(FileType::Q4KM, "output.weight", 256), Q6K);
-        assert_eq!(of(FileType::Q4KM, "token_embd.weight", 256), Q4K);
-        assert_eq!(mixture(FileType::Q4KM, "token_embd.weight", &[256, 9], 4, true), Q6K);
-        assert_eq!(of(FileType::Q4_0, "output.weight", 256), Q6K);
-        assert_eq!(of(FileType::Q8_0, "output.weight", 256), Q8_0);
-        assert_eq!(of(FileType::Q4KM, "output.weight", 896), Q8_0);
-        assert_eq!(of(FileType::Q4_0, "output.weight", 896), Q8_0, "Q6_K falls back");
+        assert_eq!(of(OutType::Q4KM, "output.weight", 256), Q6K);
+        assert_eq!(of(OutType::Q4KM, "token_embd.weight", 256), Q4K);
+        assert_eq!(mixture(OutType::Q4KM, "token_embd.weight", &[256, 9], 4, true), Q6K);
+        assert_eq!(of(OutType::Q4_0, "output.weight", 256), Q6K);
+        assert_eq!(of(OutType::Q8_0, "output.weight", 256), Q8_0);
+        assert_eq!(of(OutType::Q4KM, "output.weight", 896), Q8_0);
+        assert_eq!(of(OutType::Q4_0, "output.weight", 896), Q8_0, "Q6_K falls back");
     }
 
     #[test]
     fn narrow_rows_fall_back() {
-        assert_eq!(of(FileType::Q4KM, "blk.9.attn_q.weight", 896), Q5_0);
-        assert_eq!(of(FileType::Q4KM, "blk.0.attn_v.weight", 896), Q8_0);
-        assert_eq!(of(FileType::Q5KM, "blk.9.attn_q.weight", 896), Q5_1);
-        assert_eq!(of(FileType::Q6K, "blk.9.attn_q.weight", 896), Q8_0);
-        assert_eq!(of(FileType::Q4_0, "blk.9.attn_q.weight", 896), Q4_0);
-        for file in [FileType::Q4KM, FileType::Q5KM, FileType::Q6K, FileType::Q8_0, FileType::Q4_0] {
+        assert_eq!(of(OutType::Q4KM, "blk.9.attn_q.weight", 896), Q5_0);
+        assert_eq!(of(OutType::Q4KM, "blk.0.attn_v.weight", 896), Q8_0);
+        assert_eq!(of(OutType::Q5KM, "blk.9.attn_q.weight", 896), Q5_1);
+        assert_eq!(of(OutType::Q6K, "blk.9.attn_q.weight", 896), Q8_0);
+        assert_eq!(of(OutType::Q4_0, "blk.9.attn_q.weight", 896), Q4_0);
+        for file in [OutType::Q4KM, OutType::Q5KM, OutType::Q6K, OutType::Q8_0, OutType::Q4_0] {
             assert_eq!(of(file, "blk.9.attn_q.weight", 40), F16);
         }
     }
 
     #[test]
     fn what_stays_f32() {
-        for file in FileType::ALL {
+        for (_, file) in OutType::NAMES {
             for name in ["blk.0.attn_norm.weight", "output_norm.weight", "blk.0.attn_q.bias", "rope_freqs.weight"] {
                 assert_eq!(mixture(file, name, &[256], 4, false), F32);
             }
             assert_eq!(of(file, "position_embd.weight", 256), F32);
         }
-        assert_eq!(of(FileType::F16, "blk.0.attn_q.weight", 40), F16);
-        assert_eq!(of(FileType::Bf16, "output.weight", 40), Bf16);
-        assert_eq!(of(FileType::F32, "output.weight", 40), F32);
+        assert_eq!(of(OutType::F16, "blk.0.attn_q.weight", 40), F16);
+        assert_eq!(of(OutType::Bf16, "output.weight", 40), Bf16);
+        assert_eq!(of(OutType::F32, "output.weight", 40), F32);
     }
 
     #[test]
@@ -203,8 +166,6 @@ mod tests {
             ("q5_k_m", 17),
             ("q6_k", 18),
         ];
-        assert_eq!(FileType::ALL.map(|t| (t.name(), t.id())), want);
-        assert_eq!(FileType::from_name("Q4_K_M"), Some(FileType::Q4KM));
-        assert_eq!(FileType::from_name("q4_k_s"), None);
+        assert_eq!(OutType::NAMES.map(|(name, t)| (name, t.id())), want);
     }
 }

@@ -17,7 +17,7 @@ use crate::device::simd::wide;
 use crate::format::convert;
 pub use crate::format::gguf::GgmlType;
 pub use blocks::Blocks;
-pub use mixture::{FileType, mixture};
+pub use mixture::mixture;
 
 /// `f` on each block and what it becomes, compiled for the machine's vectors. A macro, since a function that is handed on as
 /// a value is not inlined into what was compiled for them.
