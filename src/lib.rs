@@ -52,6 +52,7 @@ pub mod infer;
 pub mod model;
 pub mod ops;
 pub mod quant;
+pub mod serve;
 pub mod tensor;
 pub mod train;
 

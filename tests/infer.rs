@@ -97,7 +97,7 @@ fn a_cache_changes_nothing() {
 
 fn request(prompt: Vec<u32>, max_new_tokens: usize, seed: u64) -> Request {
     let sampling = Sampling { do_sample: true, temperature: 1.5, top_k: 40, seed, ..Sampling::greedy() };
-    Request { prompt, max_new_tokens, stops: vec![3], sampling, adapter: None }
+    Request { prompt, max_new_tokens, stops: vec![3], sampling, adapter: None, logprobs: None }
 }
 
 fn answers(model: &Model, requests: &[Request], batch: usize) -> Vec<Answer> {

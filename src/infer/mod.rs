@@ -10,6 +10,6 @@ mod session;
 pub mod text;
 
 pub use generate::generate;
-pub use request::{Answer, Control, Finish, Request};
+pub use request::{Answer, Control, Finish, Logprobs, Request, Token};
 pub use sample::Sampling;
 pub use session::Session;

@@ -18,6 +18,24 @@ pub struct Request {
     pub sampling: Sampling,
     /// Which of the attached adapters answers; None: the model as it is.
     pub adapter: Option<usize>,
+    /// Whether each token comes with its probability, and with those of so many of the likeliest tokens.
+    pub logprobs: Option<usize>,
+}
+
+/// A new token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    pub id: u32,
+    /// Where the request asked for them.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Natural logarithms of probabilities, of the model's logits as they are: before penalties and temperature.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprobs {
+    pub chosen: f32,
+    /// The likeliest tokens, descending.
+    pub top: Vec<(u32, f32)>,
 }
 
 impl Request {

@@ -114,6 +114,7 @@ fn answers_do_not_depend_on_the_batch() {
                 stops: vec![],
                 sampling: Sampling { do_sample: true, temperature: 1.5, seed: i as u64, ..Sampling::greedy() },
                 adapter: (i % 2 == 1).then_some(adapter),
+                logprobs: None,
             })
             .collect();
         let alone: Vec<Answer> = requests.iter().flat_map(|r| answers(&model, std::slice::from_ref(r), 1)).collect();
@@ -171,6 +172,7 @@ fn what_was_trained_on_kernels_answers_on_them() {
             stops: vec![],
             sampling: Sampling::greedy(),
             adapter,
+            logprobs: None,
         };
         let mut got = answers(&model, &[request(Some(adapter)), request(None)], 2);
         for path in [&merged, &file] {

@@ -112,7 +112,8 @@ impl Chat<'_> {
         let mut sampling = Sampling::of(&self.config.generate, self.config.train.seed);
         sampling.seed = sampling.seed.wrapping_add(self.answers);
         let stops = self.template.stop_ids(self.tokenizer);
-        let request = Request { prompt, max_new_tokens, stops, sampling, adapter: self.adapters.chosen };
+        let request =
+            Request { prompt, max_new_tokens, stops, sampling, adapter: self.adapters.chosen, logprobs: None };
         if self.interrupt.is_some() {
             show("Assistant: ");
         }

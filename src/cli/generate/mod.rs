@@ -78,7 +78,7 @@ pub(super) fn run(config: &Config, asked: &Asked) -> Result<()> {
             return Err(Error::shape("prompt", why));
         }
         let sampling = Sampling::of(&config.generate, config.train.seed);
-        Ok(Request { prompt, max_new_tokens, stops: stops.clone(), sampling, adapter: None })
+        Ok(Request { prompt, max_new_tokens, stops: stops.clone(), sampling, adapter: None, logprobs: None })
     });
     let mut requests = requests.collect::<Result<Vec<Request>>>()?;
     let positions = requests.iter().map(|r| r.prompt.len() + r.max_new_tokens).max().unwrap_or(1);

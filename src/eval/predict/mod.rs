@@ -157,7 +157,7 @@ fn requests(config: &Config, folder: &Path, questions: &[Question], stops: &[u32
         // Rows with the same prompt get draws of their own, whatever was answered before them.
         let sampling = Sampling::of(g, config.train.seed.wrapping_add(i as u64));
         let (prompt, stops) = (question.prompt.clone(), stops.to_vec());
-        requests.push(Request { prompt, max_new_tokens, stops, sampling, adapter: None });
+        requests.push(Request { prompt, max_new_tokens, stops, sampling, adapter: None, logprobs: None });
     }
     if shortened > 0 {
         log::warn!(

@@ -1,0 +1,3 @@
+//! One base and many adapters behind an OpenAI-compatible server.
+
+pub mod worker;
