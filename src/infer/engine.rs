@@ -46,8 +46,6 @@ pub struct Engine {
     /// Whose prompts are not read yet, in the order in which they get their next piece.
     turns: VecDeque<Id>,
     next: Id,
-    /// Of each adapter's number, how often another adapter has taken it over.
-    generations: Vec<u64>,
     counts: Counts,
 }
 
@@ -95,7 +93,6 @@ impl Engine {
             slots: Vec::new(),
             turns: VecDeque::new(),
             next: 0,
-            generations: Vec::new(),
             counts: Counts::default(),
         })
     }
@@ -150,12 +147,6 @@ impl Engine {
     pub fn uses(&self, adapter: usize) -> bool {
         let requests = self.waiting.iter().map(|(_, r)| r).chain(self.slots.iter().map(|s| s.running.request()));
         requests.into_iter().any(|r| r.adapter == Some(adapter))
-    }
-
-    /// Says that an adapter was detached: what was read with it is not that of the next one of its number.
-    pub fn forget(&mut self, adapter: usize) {
-        self.generations.resize(self.generations.len().max(adapter + 1), 0);
-        self.generations[adapter] += 1;
     }
 
     /// One step; `on_event` hears of every token and end, and may end a request at a token.
@@ -216,10 +207,7 @@ impl Engine {
             let Some((_, request)) = self.waiting.front() else { return };
             let Some(sequence) = self.cache.take(request.prompt.len() + request.max_new_tokens) else { return };
             let Some((id, request)) = self.waiting.pop_front() else { return };
-            let of = request.adapter.map_or(0, |a| {
-                let generation = self.generations.get(a).copied().unwrap_or(0);
-                (generation << 32) + a as u64 + 1
-            });
+            let of = request.adapter.map_or(0, |a| a as u64 + 1);
             match Running::new(request) {
                 Ok(running) => {
                     self.slots.push(Slot { id, sequence, running, cached: None, of });

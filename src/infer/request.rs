@@ -38,10 +38,18 @@ pub struct Logprobs {
 
 impl Request {
     /// # Errors
-    /// [`Error::Shape`] if it has no prompt or asks for nothing, passes the positions that the model was loaded for, or names a
-    /// token or an adapter that is not there; [`Error::Config`] for settings of sampling that are out of bounds.
+    /// Those of [`Request::fits`]; [`Error::Shape`] if it names an adapter that is not there.
     pub fn check(&self, model: &Model) -> Result<()> {
-        let most = model.max_positions();
+        self.fits(model.max_positions(), model.spec.vocab)?;
+        model.check_adapter(self.adapter)
+    }
+
+    /// Checks it for a model that has `vocab` tokens and was loaded for `most` positions.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it has no prompt or asks for nothing, passes the positions, or names a token that is not there;
+    /// [`Error::Config`] for settings of sampling that are out of bounds.
+    pub fn fits(&self, most: usize, vocab: usize) -> Result<()> {
         let (prompt, new) = (self.prompt.len(), self.max_new_tokens);
         if prompt == 0 || new == 0 {
             return Err(Error::shape("request", format!("has {prompt} tokens of prompt and asks for {new} new ones")));
@@ -50,8 +58,9 @@ impl Request {
             let why = format!("has {prompt} tokens; with {new} new ones it passes the {most} of the context");
             return Err(Error::shape("prompt", why));
         }
-        model.check_adapter(self.adapter)?;
-        model.check_ids(&self.prompt)?;
+        if let Some(id) = self.prompt.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::shape("prompt", format!("holds token {id}, the vocabulary has {vocab}")));
+        }
         self.sampling.check()
     }
 }

@@ -97,22 +97,15 @@ impl Model {
         Ok(Prepared { params, layers, embed, head, norm })
     }
 
-    /// Attaches what [`Model::prepare`] of this model gave; the number by which a pass chooses it, that of an adapter that was
-    /// detached where there is one.
+    /// Attaches what [`Model::prepare`] of this model gave; the number by which a pass chooses it, which no other adapter ever
+    /// has.
     pub fn install(&mut self, prepared: Prepared) -> usize {
         let Prepared { params, layers, embed, head, norm } = prepared;
-        let free = self.attached.iter().position(Option::is_none);
-        let i = free.unwrap_or(self.attached.len());
-        let attached = Some(Attached { params, embed, head, norm });
-        match free {
-            Some(i) => self.attached[i] = attached,
-            None => self.attached.push(attached),
-        }
+        self.attached.push(Some(Attached { params, embed, head, norm }));
         for (layer, adapter) in self.blocks.iter_mut().flat_map(Block::layers_mut).zip(layers) {
-            layer.attached.resize_with(layer.attached.len().max(i + 1), || None);
-            layer.attached[i] = adapter;
+            layer.attached.push(adapter);
         }
-        i
+        self.attached.len() - 1
     }
 
     /// Takes an adapter away. Nothing happens if it is not there.

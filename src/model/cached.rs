@@ -190,7 +190,9 @@ impl Model {
     fn check_part(&self, part: &Part) -> Result<()> {
         let Part { sequence, ids, adapter, .. } = part;
         self.adapter(*adapter)?;
-        self.check_ids(ids)?;
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.spec.vocab) {
+            return Err(Error::shape("token ids", format!("hold {id}, the vocabulary has {}", self.spec.vocab)));
+        }
         let end = sequence.len.saturating_add(ids.len());
         if ids.is_empty() || end > sequence.room() || end > self.max_positions() {
             let (len, room, most) = (sequence.len, sequence.room(), self.max_positions());
@@ -198,14 +200,5 @@ impl Model {
             return Err(Error::shape("sequence", why));
         }
         Ok(())
-    }
-
-    /// # Errors
-    /// [`Error::Shape`] for an id beyond the vocabulary.
-    pub fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        match ids.iter().find(|&&id| id as usize >= self.spec.vocab) {
-            Some(id) => Err(Error::shape("token ids", format!("hold {id}, the vocabulary has {}", self.spec.vocab))),
-            None => Ok(()),
-        }
     }
 }
