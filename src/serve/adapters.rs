@@ -121,7 +121,8 @@ impl Registry {
             return Err(ApiError::invalid("lora_name", format!("`{name}` is served already; unload it first")));
         }
         let path = inside(jail, path)?;
-        let refuse = |e: Error| ApiError::invalid("lora_path", format!("the adapter cannot be loaded: {}", shown(&e, jail)));
+        let refuse =
+            |e: Error| ApiError::invalid("lora_path", format!("the adapter cannot be loaded: {}", shown(&e, jail)));
         let voice = self.voices.of(Some(&path)).map_err(refuse)?;
         let adapter = engine.load(&path).map_err(refuse)?;
         let served = Arc::new(Served { name: name.to_string(), adapter: Some(adapter), voice, created: now() });

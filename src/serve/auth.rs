@@ -90,7 +90,15 @@ mod tests {
         for good in ["Bearer sk-one", "bearer sk-two", "Bearer  sk-one "] {
             assert!(keys.check(&headers(good.as_bytes())).is_ok(), "{good}");
         }
-        for bad in [&b"Bearer sk-on"[..], b"Bearer ", b"Bearer", b"sk-one", b"Basic sk-one", b"", b"\xff\xfe\xff\xff\xff\xff\xff\xff"] {
+        for bad in [
+            &b"Bearer sk-on"[..],
+            b"Bearer ",
+            b"Bearer",
+            b"sk-one",
+            b"Basic sk-one",
+            b"",
+            b"\xff\xfe\xff\xff\xff\xff\xff\xff",
+        ] {
             let e = keys.check(&headers(bad)).unwrap_err();
             assert_eq!(e.status.as_u16(), 401, "{bad:?}");
         }

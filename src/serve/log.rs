@@ -212,12 +212,18 @@ mod tests {
         one.status(200, None);
         one.complete();
         let line = one.line(&one.rest(), &taken(), 200).to_string();
-        assert!(line.starts_with(r#"{"id":"1","endpoint":"/v1/completions","model":"m","status":200,"tokens_in":"#), "{line}");
+        assert!(
+            line.starts_with(r#"{"id":"1","endpoint":"/v1/completions","model":"m","status":200,"tokens_in":"#),
+            "{line}"
+        );
         assert!(!line.contains("secret"), "{line}");
         drop(one);
         let all = text();
         assert!(all.contains(r#"qlora_requests_total{model="m",endpoint="/v1/completions",status="200"} 1"#), "{all}");
-        assert!(all.contains(r#"qlora_tokens_out_total{model="m"} 3"#) && all.contains("qlora_requests_running 0"), "{all}");
+        assert!(
+            all.contains(r#"qlora_tokens_out_total{model="m"} 3"#) && all.contains("qlora_requests_running 0"),
+            "{all}"
+        );
         assert!(!all.contains("cancelled_total{"), "{all}");
         // A client that goes away: before the status, and after it.
         let two = record("2");
@@ -230,12 +236,24 @@ mod tests {
         three.status(200, None);
         drop(three);
         let all = text();
-        assert!(all.contains(r#"status="499"} 1"#) && all.contains(r#"qlora_requests_cancelled_total{model="m"} 2"#), "{all}");
+        assert!(
+            all.contains(r#"status="499"} 1"#) && all.contains(r#"qlora_requests_cancelled_total{model="m"} 2"#),
+            "{all}"
+        );
     }
 
     fn taken() -> Taken<'static> {
         let seconds = Duration::from_millis(5);
-        Taken { model: "m", tokens_in: 10, tokens_out: 3, tokens_cached: 0, first_token: None, per_token: None, seconds, cancelled: false }
+        Taken {
+            model: "m",
+            tokens_in: 10,
+            tokens_out: 3,
+            tokens_cached: 0,
+            first_token: None,
+            per_token: None,
+            seconds,
+            cancelled: false,
+        }
     }
 
     #[test]

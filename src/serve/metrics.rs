@@ -153,8 +153,14 @@ mod tests {
         metrics.request("medical", "/v1/chat/completions", "200");
         let ms = Duration::from_millis;
         metrics.answer(&Taken {
-            model: "medical", tokens_in: 10, tokens_out: 5, tokens_cached: 4, first_token: Some(ms(30)),
-            per_token: Some(ms(2)), seconds: ms(40), cancelled: true,
+            model: "medical",
+            tokens_in: 10,
+            tokens_out: 5,
+            tokens_cached: 4,
+            first_token: Some(ms(30)),
+            per_token: Some(ms(2)),
+            seconds: ms(40),
+            cancelled: true,
         });
         let text = metrics.text(&Load { running: 3, waiting: 2, pages: 100, ..Load::default() }, 7);
         for line in [

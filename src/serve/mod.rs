@@ -7,7 +7,7 @@
 //! | looked for | place |
 //! |---|---|
 //! | connections, the orderly stop | `net` |
-//! | routes, what handlers share | `app` |
+//! | routes, what handlers share, the handlers | `app`, `handlers` |
 //! | a request's fields and their bounds, answers whole or streamed | `openai/` |
 //! | names of adapters, hot load and unload, the jail | `adapters` |
 //! | template and thinking mode of an adapter | `voice` |
@@ -17,6 +17,9 @@ mod adapters;
 mod answer;
 mod app;
 mod auth;
+#[cfg(test)]
+mod double;
+mod handlers;
 mod ids;
 mod log;
 mod metrics;
@@ -32,4 +35,5 @@ pub use auth::Keys;
 pub use log::TARGET as LOG_TARGET;
 pub use net::Server;
 pub use options::Options;
+pub(crate) use start::last_part;
 pub use start::open;

@@ -16,6 +16,7 @@ mod tools;
 
 pub use builtin::NAMES;
 pub use calls::ToolCall;
+pub use strftime::utc;
 pub use tools::ToolFormat;
 
 use crate::config::DataConfig;

@@ -54,8 +54,17 @@ fn tools(f: Fields<'_>) -> Result<String, ApiError> {
         let tool = Fields::of(tool);
         let function = tool.get("function").filter(|_| tool.get("type").and_then(Value::as_str) == Some("function"));
         match function {
-            Some(function @ Value::Object(map)) if map.get("name").is_some_and(Value::is_string) => functions.push(function.clone()),
-            _ => return Err(ApiError::invalid(&param, format!("`{param}` must be {{\"type\": \"function\", \"function\": {{\"name\": .., \"description\": .., \"parameters\": ..}}}}"))),
+            Some(function @ Value::Object(map)) if map.get("name").is_some_and(Value::is_string) => {
+                functions.push(function.clone())
+            }
+            _ => {
+                return Err(ApiError::invalid(
+                    &param,
+                    format!(
+                        "`{param}` must be {{\"type\": \"function\", \"function\": {{\"name\": .., \"description\": .., \"parameters\": ..}}}}"
+                    ),
+                ));
+            }
         }
     }
     let allowed = match f.get("tool_choice") {
@@ -63,9 +72,17 @@ fn tools(f: Fields<'_>) -> Result<String, ApiError> {
         Some(Value::String(choice)) if choice == "auto" => true,
         Some(Value::String(choice)) if choice == "none" => false,
         Some(Value::String(_) | Value::Object(_)) => {
-            return Err(ApiError::invalid("tool_choice", "`tool_choice` must be \"auto\" or \"none\": a call cannot be forced"));
+            return Err(ApiError::invalid(
+                "tool_choice",
+                "`tool_choice` must be \"auto\" or \"none\": a call cannot be forced",
+            ));
         }
-        Some(other) => return Err(ApiError::invalid("tool_choice", format!("`tool_choice` must be \"auto\" or \"none\", is {}", kind(other)))),
+        Some(other) => {
+            return Err(ApiError::invalid(
+                "tool_choice",
+                format!("`tool_choice` must be \"auto\" or \"none\", is {}", kind(other)),
+            ));
+        }
     };
     Ok(if allowed && !functions.is_empty() { Value::Array(functions).to_string() } else { String::new() })
 }

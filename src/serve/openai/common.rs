@@ -39,6 +39,23 @@ pub(in crate::serve) struct Common {
     pub draws: Draws,
 }
 
+impl Common {
+    /// One answer of `model`, everything as the config says.
+    pub fn plain(model: &str) -> Common {
+        Common {
+            model: model.to_string(),
+            stream: false,
+            include_usage: false,
+            n: 1,
+            stop: Vec::new(),
+            seed: None,
+            max_tokens: None,
+            max_param: "max_tokens",
+            draws: Draws::default(),
+        }
+    }
+}
+
 /// How tokens are drawn; None: as the config says.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(in crate::serve) struct Draws {
@@ -156,18 +173,24 @@ pub(in crate::serve) fn room(
     let ((asked, asked_param), (prompt, prompt_param)) = (asked, prompt);
     let left = context.saturating_sub(prompt);
     if left == 0 {
-        let why = format!("the context is {context} tokens; `{prompt_param}` has {prompt}, which leaves no room for an answer");
+        let why = format!(
+            "the context is {context} tokens; `{prompt_param}` has {prompt}, which leaves no room for an answer"
+        );
         return Err(ApiError::too_long(prompt_param, why));
     }
     match asked {
         Some(n) if n > left => {
-            let why = format!("the context is {context} tokens; `{prompt_param}` has {prompt} and `{asked_param}` asks for {n}: {left} are left");
+            let why = format!(
+                "the context is {context} tokens; `{prompt_param}` has {prompt} and `{asked_param}` asks for {n}: {left} are left"
+            );
             Err(ApiError::too_long(asked_param, why))
         }
         Some(n) => Ok(n),
         None => match config.room_after(prompt).min(left) {
             0 => {
-                let why = format!("`{prompt_param}` has {prompt} tokens, which leaves nothing of the config's `max_length` for an answer");
+                let why = format!(
+                    "`{prompt_param}` has {prompt} tokens, which leaves nothing of the config's `max_length` for an answer"
+                );
                 Err(ApiError::too_long(prompt_param, why))
             }
             n => Ok(n),
@@ -190,7 +213,9 @@ mod tests {
     }
 
     fn config() -> GenerateConfig {
-        crate::config::from_str("model_name_or_path: x", crate::config::Format::Yaml, &["do_sample=false"]).unwrap().generate
+        crate::config::from_str("model_name_or_path: x", crate::config::Format::Yaml, &["do_sample=false"])
+            .unwrap()
+            .generate
     }
 
     #[test]
@@ -212,12 +237,28 @@ mod tests {
     fn what_is_wrong_is_named() {
         let many: Vec<String> = (0..17).map(|i| i.to_string()).collect();
         for (field, value) in [
-            ("model", json!(3)), ("temperature", json!(-1)), ("temperature", json!("hot")), ("top_p", json!(1.5)),
-            ("n", json!(0)), ("n", json!(9)), ("n", json!(1.5)), ("seed", json!(1e300)), ("stop", json!(many)),
-            ("stop", json!([""])), ("stop", json!([1])), ("stop", json!("x".repeat(5000))), ("stop", json!({})),
-            ("max_tokens", json!(0)), ("max_tokens", json!(-5)), ("logit_bias", json!({"5": 1})), ("stream", json!("yes")),
-            ("presence_penalty", json!(3)), ("repetition_penalty", json!(0)), ("stream_options", json!(true)),
-            ("response_format", json!({"type": "json_object"})), ("best_of", json!(3)),
+            ("model", json!(3)),
+            ("temperature", json!(-1)),
+            ("temperature", json!("hot")),
+            ("top_p", json!(1.5)),
+            ("n", json!(0)),
+            ("n", json!(9)),
+            ("n", json!(1.5)),
+            ("seed", json!(1e300)),
+            ("stop", json!(many)),
+            ("stop", json!([""])),
+            ("stop", json!([1])),
+            ("stop", json!("x".repeat(5000))),
+            ("stop", json!({})),
+            ("max_tokens", json!(0)),
+            ("max_tokens", json!(-5)),
+            ("logit_bias", json!({"5": 1})),
+            ("stream", json!("yes")),
+            ("presence_penalty", json!(3)),
+            ("repetition_penalty", json!(0)),
+            ("stream_options", json!(true)),
+            ("response_format", json!({"type": "json_object"})),
+            ("best_of", json!(3)),
         ] {
             let e = read(json!({field: value})).unwrap_err();
             assert_eq!((e.status.as_u16(), e.param.as_deref()), (400, Some(field)), "{field}: {}", e.message);

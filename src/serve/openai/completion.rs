@@ -55,7 +55,8 @@ fn prompts(f: Fields<'_>) -> Result<Vec<Prompt>, ApiError> {
         Some(Value::Array(list)) => list,
         Some(other) => return Err(wrong(other)),
     };
-    let ids = |list: &[Value]| list.iter().map(|v| v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(v))).collect();
+    let id = |v: &Value| v.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| wrong(v));
+    let ids = |list: &[Value]| list.iter().map(id).collect::<Result<Vec<u32>, ApiError>>();
     match list.first() {
         None => Err(ApiError::invalid("prompt", "`prompt` is an empty array")),
         Some(Value::Number(_)) => Ok(vec![Prompt::Ids(ids(list)?)]),
@@ -84,7 +85,9 @@ impl Prompt {
             return Err(ApiError::invalid("prompt", "`prompt` is empty: there is nothing to continue"));
         }
         match ids.iter().find(|id| **id as usize >= vocab) {
-            Some(id) => Err(ApiError::invalid("prompt", format!("`prompt` holds the id {id}; the vocabulary has {vocab}"))),
+            Some(id) => {
+                Err(ApiError::invalid("prompt", format!("`prompt` holds the id {id}; the vocabulary has {vocab}")))
+            }
             None => Ok(ids),
         }
     }
@@ -117,9 +120,18 @@ mod tests {
         }
         assert_eq!(read(json!({"logprobs": 2, "echo": false})).unwrap().logprobs, Some(2));
         for (field, value) in [
-            ("prompt", json!(null)), ("prompt", json!([])), ("prompt", json!(3)), ("prompt", json!([1, -2])),
-            ("prompt", json!([1, 2.5])), ("prompt", json!(["a", {}])), ("prompt", json!([1u64 << 33])), ("echo", json!(true)),
-            ("suffix", json!("x")), ("logprobs", json!(21)), ("logprobs", json!("x")), ("prompt", json!(vec!["x"; 11])),
+            ("prompt", json!(null)),
+            ("prompt", json!([])),
+            ("prompt", json!(3)),
+            ("prompt", json!([1, -2])),
+            ("prompt", json!([1, 2.5])),
+            ("prompt", json!(["a", {}])),
+            ("prompt", json!([1u64 << 33])),
+            ("echo", json!(true)),
+            ("suffix", json!("x")),
+            ("logprobs", json!(21)),
+            ("logprobs", json!("x")),
+            ("prompt", json!(vec!["x"; 11])),
         ] {
             let e = read(json!({field: value})).unwrap_err();
             assert_eq!((e.status.as_u16(), e.param.as_deref()), (400, Some(field)), "{}", e.message);

@@ -138,10 +138,16 @@ pub(super) fn wrong(param: &str, expected: &str, got: &Value) -> ApiError {
 
 fn out_of(key: &str, expected: &str, got: &Value) -> ApiError {
     let shown: String = got.to_string().chars().take(40).collect();
-    ApiError::invalid(key, format!("`{key}` must be {}; got {shown}", match expected.starts_with('[') {
-        true => format!("in {expected}"),
-        false => expected.to_string(),
-    }))
+    ApiError::invalid(
+        key,
+        format!(
+            "`{key}` must be {}; got {shown}",
+            match expected.starts_with('[') {
+                true => format!("in {expected}"),
+                false => expected.to_string(),
+            }
+        ),
+    )
 }
 
 #[cfg(test)]
@@ -154,7 +160,18 @@ mod tests {
     fn what_is_no_object_is_refused() {
         let deep = "[".repeat(100_000);
         let deep_object = "{\"a\":".repeat(100_000);
-        for bad in [&b"\xff\xfe"[..], b"", b"[]", b"\"x\"", b"{\"a\": NaN}", b"{\"a\": 1e999}", b"{\"a\": \"\xff\"}", b"{} x", deep.as_bytes(), deep_object.as_bytes()] {
+        for bad in [
+            &b"\xff\xfe"[..],
+            b"",
+            b"[]",
+            b"\"x\"",
+            b"{\"a\": NaN}",
+            b"{\"a\": 1e999}",
+            b"{\"a\": \"\xff\"}",
+            b"{} x",
+            deep.as_bytes(),
+            deep_object.as_bytes(),
+        ] {
             let e = object(bad).unwrap_err();
             assert_eq!(e.status.as_u16(), 400);
             assert!(e.message.starts_with("the body ") && e.message.len() < 200, "{}", e.message);
@@ -169,13 +186,23 @@ mod tests {
         assert_eq!(f.text("t").unwrap(), Some("x"));
         assert_eq!((f.text("nil").unwrap(), f.text("none").unwrap()), (None, None));
         assert_eq!((f.number("f", 0.0..=2.0).unwrap(), f.whole("n", 1..=8).unwrap()), (Some(1.5), Some(8)));
-        assert_eq!((f.flag("b").unwrap(), f.object("o").unwrap().unwrap().whole("a", 0..=1).unwrap()), (Some(true), Some(1)));
+        assert_eq!(
+            (f.flag("b").unwrap(), f.object("o").unwrap().unwrap().whole("a", 0..=1).unwrap()),
+            (Some(true), Some(1))
+        );
         for e in [
-            f.text("f").unwrap_err(), f.number("t", 0.0..=1.0).unwrap_err(), f.number("f", 0.0..=1.0).unwrap_err(),
-            f.whole("f", 0..=9).unwrap_err(), f.whole("big", i64::MIN..=i64::MAX).unwrap_err(),
-            f.whole("huge", i64::MIN..=i64::MAX).unwrap_err(), f.count("n", 0..=7).unwrap_err(),
-            f.flag("t").unwrap_err(), f.object("l").err().unwrap(), f.list("o").unwrap_err(),
-            f.needed_text("none").unwrap_err(), f.refuse("b", "is not built").unwrap_err(),
+            f.text("f").unwrap_err(),
+            f.number("t", 0.0..=1.0).unwrap_err(),
+            f.number("f", 0.0..=1.0).unwrap_err(),
+            f.whole("f", 0..=9).unwrap_err(),
+            f.whole("big", i64::MIN..=i64::MAX).unwrap_err(),
+            f.whole("huge", i64::MIN..=i64::MAX).unwrap_err(),
+            f.count("n", 0..=7).unwrap_err(),
+            f.flag("t").unwrap_err(),
+            f.object("l").err().unwrap(),
+            f.list("o").unwrap_err(),
+            f.needed_text("none").unwrap_err(),
+            f.refuse("b", "is not built").unwrap_err(),
         ] {
             let param = e.param.clone().unwrap();
             assert!(e.message.starts_with(&format!("`{param}` ")), "{}", e.message);

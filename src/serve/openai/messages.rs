@@ -56,14 +56,20 @@ pub(super) fn parse(list: &[Value]) -> Result<Conversation, ApiError> {
         let asks = matches!(role, Role::User | Role::Observation);
         if asks != messages.len().is_multiple_of(2) {
             let expected = if asks { "assistant" } else { "user" };
-            let why = format!("is `{}` where `{expected}` is expected: after the system prompt, user (or tool) and assistant take turns", name(role));
+            let why = format!(
+                "is `{}` where `{expected}` is expected: after the system prompt, user (or tool) and assistant take turns",
+                name(role)
+            );
             return Err(at.wrong("role", &why));
         }
         messages.push(Message { role, content });
     }
     match messages.last().map(|m| m.role) {
         Some(Role::User | Role::Observation) => Ok(Conversation { system, messages }),
-        Some(_) => Err(ApiError::invalid("messages", "`messages` must end with a user (or tool) message: the answer to it is what is asked for")),
+        Some(_) => Err(ApiError::invalid(
+            "messages",
+            "`messages` must end with a user (or tool) message: the answer to it is what is asked for",
+        )),
         None => Err(ApiError::invalid("messages", "`messages` holds no user message")),
     }
 }
@@ -92,7 +98,11 @@ impl Place {
         let parts = match f.get("content") {
             Some(Value::String(text)) => return Ok(text.clone()),
             Some(Value::Array(parts)) => parts,
-            Some(other) => return Err(self.wrong("content", &format!("must be a string or an array of parts, is {}", kind(other)))),
+            Some(other) => {
+                return Err(
+                    self.wrong("content", &format!("must be a string or an array of parts, is {}", kind(other)))
+                );
+            }
             None => return Err(self.wrong("content", "is missing")),
         };
         let mut content = String::new();
@@ -103,9 +113,13 @@ impl Place {
                 (Some("text"), None) => return Err(self.wrong("content", "holds a part without its `text`")),
                 (Some(other), _) => {
                     let other: String = other.chars().take(40).collect();
-                    return Err(self.wrong("content", &format!("holds a part of type `{other}`; this model reads text alone")));
+                    return Err(
+                        self.wrong("content", &format!("holds a part of type `{other}`; this model reads text alone"))
+                    );
                 }
-                (None, _) => return Err(self.wrong("content", "must hold parts such as {\"type\": \"text\", \"text\": ..}")),
+                (None, _) => {
+                    return Err(self.wrong("content", "must hold parts such as {\"type\": \"text\", \"text\": ..}"));
+                }
             }
         }
         Ok(content)
@@ -120,7 +134,8 @@ impl Place {
             let function = Fields::of(call).get("function").map(Fields::of);
             let text = |key: &str| function.and_then(|f| f.get(key)).and_then(Value::as_str);
             let (Some(name), Some(arguments)) = (text("name"), text("arguments")) else {
-                return Err(self.wrong("tool_calls", "must hold calls with a `function` of two strings, `name` and `arguments`"));
+                return Err(self
+                    .wrong("tool_calls", "must hold calls with a `function` of two strings, `name` and `arguments`"));
             };
             let arguments = match serde_json::from_str(arguments) {
                 Ok(parsed @ Value::Object(_)) => parsed,
@@ -157,7 +172,10 @@ mod tests {
                 json!([say("user", "q"), call, say("tool", "1"), say("tool", "2")]),
                 "u:q|f:[{\"name\":\"f\",\"arguments\":{\"x\":1}},{\"name\":\"g\",\"arguments\":\"no json\"}]|o:1\n</tool_response>\n<tool_response>\n2#",
             ),
-            (json!([say("user", "q"), {"role": "assistant", "content": "a", "tool_calls": []}, say("user", "")]), "u:q|a:a|u:#"),
+            (
+                json!([say("user", "q"), {"role": "assistant", "content": "a", "tool_calls": []}, say("user", "")]),
+                "u:q|a:a|u:#",
+            ),
         ] {
             assert_eq!(shown(list.clone()).unwrap(), want, "{list}");
         }
@@ -180,7 +198,10 @@ mod tests {
             (json!([{"role": 3, "content": "x"}]), "messages[0].role"),
             (json!([{"role": "user"}]), "messages[0].content"),
             (json!([{"role": "user", "content": 3}]), "messages[0].content"),
-            (json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]), "messages[0].content"),
+            (
+                json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
+                "messages[0].content",
+            ),
             (json!([{"role": "user", "content": ["x"]}]), "messages[0].content"),
             (json!([say("user"), {"role": "assistant", "tool_calls": [{}]}, say("user")]), "messages[1].tool_calls"),
             (json!([say("user"), {"role": "assistant", "tool_calls": 3}, say("user")]), "messages[1].tool_calls"),

@@ -9,6 +9,6 @@ pub(super) mod fields;
 #[cfg(test)]
 mod fuzz;
 mod logprobs;
-mod messages;
+pub(super) mod messages;
 pub(super) mod reply;
 pub(super) mod stream;

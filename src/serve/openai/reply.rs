@@ -16,7 +16,9 @@ use crate::serve::ids::Ids;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::serve) enum Kind {
     /// With `tools`, what is answered may be calls of them.
-    Chat { tools: bool },
+    Chat {
+        tools: bool,
+    },
     Completion,
 }
 
@@ -80,20 +82,19 @@ impl Reply {
             return json!({"index": index, "text": whole.text, "logprobs": logprobs, "finish_reason": finish});
         }
         let logprobs = self.logprobs.then(|| of_chat(&whole.logprobs));
-        match self.calls(&whole.text) {
-            Some(calls) => json!({
-                "index": index, "message": {"role": "assistant", "content": null, "tool_calls": calls},
-                "logprobs": logprobs, "finish_reason": "tool_calls",
-            }),
-            None => json!({
-                "index": index, "message": {"role": "assistant", "content": whole.text},
-                "logprobs": logprobs, "finish_reason": finish,
-            }),
-        }
+        let (message, finish) = match self.calls(&whole.text) {
+            Some(calls) => {
+                let before = self.served.voice.template.before_tool_calls(&whole.text).trim();
+                let content = (!before.is_empty()).then_some(before);
+                (json!({"role": "assistant", "content": content, "tool_calls": calls}), Some("tool_calls"))
+            }
+            None => (json!({"role": "assistant", "content": whole.text}), finish),
+        };
+        json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
     }
 
     /// The calls that a text holds, where there are tools.
-    fn calls(&self, text: &str) -> Option<Vec<Value>> {
+    pub(super) fn calls(&self, text: &str) -> Option<Vec<Value>> {
         let Kind::Chat { tools: true } = self.kind else { return None };
         let calls = self.served.voice.template.tool_calls(text)?;
         let show = |call: ToolCall| {
@@ -103,9 +104,12 @@ impl Reply {
         Some(calls.into_iter().map(show).collect())
     }
 
-    /// Whether text is held back until its answer has ended.
-    pub(super) fn holds_back(&self) -> bool {
-        self.kind == Kind::Chat { tools: true }
+    /// How many bytes of an answer may be shown while more is to come: what may become a call is held back.
+    pub(super) fn showable(&self, text: &str) -> usize {
+        match self.kind {
+            Kind::Chat { tools: true } => self.served.voice.template.before_tool_calls(text).len(),
+            _ => text.len(),
+        }
     }
 
     /// A chunk of a stream around `choices`.
@@ -127,29 +131,34 @@ impl Reply {
         (self.kind != Kind::Completion).then(|| self.chunk(choice))
     }
 
-    /// The chunks of a piece; `offset` is where its text begins in the answer.
-    pub(super) fn pieces(&self, piece: &Piece, offset: usize) -> Vec<Value> {
+    /// The chunks of a piece, if it says anything; `offset` is where its text begins in the answer.
+    pub(super) fn pieces(&self, piece: &Piece, offset: usize, calls: Option<Vec<Value>>) -> Vec<Value> {
         let (index, finish) = (piece.index, piece.finish.map(Reason::name));
+        let silent = piece.text.is_empty() && piece.logprobs.is_empty();
         if self.kind == Kind::Completion {
             let logprobs = self.logprobs.then(|| of_completion(&piece.logprobs, offset));
-            return vec![self.chunk(json!([{"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": finish}]))];
+            let choice = json!([{"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": finish}]);
+            return if silent && finish.is_none() { vec![] } else { vec![self.chunk(choice)] };
         }
-        let logprobs = self.logprobs.then(|| of_chat(&piece.logprobs)).filter(|_| !piece.logprobs.is_empty());
         let chunk = |delta: Value, logprobs: Option<Value>, finish: Option<&str>| {
             self.chunk(json!([{"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]))
         };
-        let calls = if self.holds_back() { self.calls(&piece.text) } else { None };
-        let (delta, finish) = match calls {
-            Some(mut calls) => {
-                for (i, call) in calls.iter_mut().enumerate() {
-                    call["index"] = json!(i);
-                }
-                (Some(json!({ "tool_calls": calls })), Some("tool_calls"))
+        let logprobs = (!piece.logprobs.is_empty()).then(|| of_chat(&piece.logprobs));
+        let mut chunks = Vec::new();
+        if !silent {
+            chunks.push(chunk(json!({"content": piece.text}), logprobs, None));
+        }
+        let called = calls.is_some();
+        if let Some(mut calls) = calls {
+            for (i, call) in calls.iter_mut().enumerate() {
+                call["index"] = json!(i);
             }
-            None => ((!piece.text.is_empty() || logprobs.is_some()).then(|| json!({"content": piece.text})), finish),
-        };
-        let ends = finish.map(|finish| chunk(json!({}), None, Some(finish)));
-        delta.map(|delta| chunk(delta, logprobs, None)).into_iter().chain(ends).collect()
+            chunks.push(chunk(json!({ "tool_calls": calls }), None, None));
+        }
+        if let Some(finish) = finish {
+            chunks.push(chunk(json!({}), None, Some(if called { "tool_calls" } else { finish })));
+        }
+        chunks
     }
 
     /// The last chunk, where it was asked for.

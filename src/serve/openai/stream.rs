@@ -14,7 +14,7 @@ use tokio::time::{Instant, Interval, interval_at};
 use tokio_stream::Stream;
 
 use super::answers::{Answers, Piece};
-use super::reply::{Reply, Whole};
+use super::reply::{Kind, Reply, Whole};
 
 /// A comment keeps connections open on which nothing else is said for so long: proxies close silent ones.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -23,11 +23,18 @@ const SILENCE: Duration = Duration::from_secs(15);
 struct Events {
     reply: Reply,
     answers: Answers,
-    /// Of each answer: characters sent, and what is held back.
-    sent: Vec<(usize, Whole)>,
+    sent: Vec<Sent>,
     ready: VecDeque<Bytes>,
     comment: Interval,
     over: bool,
+}
+
+/// One answer: all that came, and how much of it was sent, in bytes and in characters.
+#[derive(Default)]
+struct Sent {
+    whole: Whole,
+    bytes: usize,
+    chars: usize,
 }
 
 /// A response that says what `answers` give as it comes.
@@ -37,7 +44,11 @@ pub(in crate::serve) fn response(reply: Reply, answers: Answers) -> Response {
     let comment = interval_at(Instant::now() + SILENCE, SILENCE);
     let events = Events { reply, answers, sent, ready, comment, over: false };
     // nginx passes on at once what it is told not to buffer.
-    let headers = [(CONTENT_TYPE.as_str(), "text/event-stream"), (CACHE_CONTROL.as_str(), "no-cache"), ("x-accel-buffering", "no")];
+    let headers = [
+        (CONTENT_TYPE.as_str(), "text/event-stream"),
+        (CACHE_CONTROL.as_str(), "no-cache"),
+        ("x-accel-buffering", "no"),
+    ];
     (headers, Body::from_stream(events)).into_response()
 }
 
@@ -47,22 +58,27 @@ fn event(value: &Value) -> Bytes {
 
 impl Events {
     fn hear(&mut self, piece: Piece) {
-        let Some((sent, held)) = self.sent.get_mut(piece.index) else { return };
-        let (index, ends) = (piece.index, piece.finish.is_some());
-        let piece = match self.reply.holds_back() {
-            false => piece,
-            true => {
-                held.add(piece);
-                if !ends {
-                    return;
-                }
-                let whole = std::mem::take(held);
-                Piece { index, text: whole.text, logprobs: whole.logprobs, finish: whole.finish }
-            }
+        let Some(sent) = self.sent.get_mut(piece.index) else { return };
+        let (index, finish) = (piece.index, piece.finish);
+        sent.whole.add(piece);
+        let text = sent.whole.text.as_str();
+        let calls = finish.and_then(|_| self.reply.calls(text));
+        let upto = if finish.is_some() && calls.is_none() { text.len() } else { self.reply.showable(text) };
+        let new = text.get(sent.bytes..upto).unwrap_or_default().to_string();
+        // Probabilities go with the text, or with the end.
+        let logprobs = match new.is_empty() && finish.is_none() {
+            true => Vec::new(),
+            false => std::mem::take(&mut sent.whole.logprobs),
         };
-        let chunks = self.reply.pieces(&piece, *sent);
-        *sent += piece.text.chars().count();
-        self.ready.extend(chunks.iter().map(event));
+        let piece = Piece { index, text: new, logprobs, finish };
+        self.ready.extend(self.reply.pieces(&piece, sent.chars, calls).iter().map(event));
+        sent.bytes += piece.text.len();
+        sent.chars += piece.text.chars().count();
+        if self.reply.kind != (Kind::Chat { tools: true }) {
+            // Nothing is held back, so nothing has to be kept.
+            sent.whole.text.clear();
+            sent.bytes = 0;
+        }
     }
 }
 
