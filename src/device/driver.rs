@@ -34,7 +34,7 @@ macro_rules! functions {
     ($(fn $name:ident($($arg:ident: $type:ty),* $(,)?);)*) => {$(
         /// # Safety
         /// The library is present, and the arguments are what the driver's documentation asks for.
-        #[allow(non_snake_case)]
+        #[allow(non_snake_case, clippy::too_many_arguments)]
         pub(super) unsafe fn $name($($arg: $type),*) -> Said<()> {
             type Function = unsafe extern "C" fn($($type),*) -> c_uint;
             static FUNCTION: OnceLock<Option<Function>> = OnceLock::new();
