@@ -1,11 +1,13 @@
 //! Command line: argv -> library call -> exit code. Errors are one line on stderr; results go to stdout.
 
 mod args;
+mod bench_serve;
 pub mod chat;
 mod env;
 mod eval;
 pub mod export;
 mod generate;
+mod health;
 pub mod inspect;
 mod loaded;
 pub mod plan;
@@ -77,6 +79,8 @@ fn run(args: Args) -> Result<()> {
         }
         Subcommand::Predict(raw) => with_config("predict", &raw, Command::Predict, |c| predict::run(c, false)),
         Subcommand::Generate(raw) => generate(raw),
+        Subcommand::BenchServe(options) => bench_serve::run(&options),
+        Subcommand::Health(options) => health::run(&options),
     }
 }
 
@@ -242,7 +246,7 @@ mod tests {
 
     #[test]
     fn help_names_an_example() {
-        for name in ["train", "inspect", "plan", "chat", "generate"] {
+        for name in ["train", "inspect", "plan", "chat", "generate", "bench-serve"] {
             assert!(help_of(name).contains(&format!("qlora-engine {name} ")), "{name}");
         }
     }
