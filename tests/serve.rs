@@ -55,8 +55,8 @@ fn adapters() -> &'static Place {
     })
 }
 
-/// Runs a scenario of tests/serve in a folder of its own.
-fn scenario(name: &str) {
+/// A folder of its own for each: the adapters, what is served, and a run that can be started.
+fn place() -> Place {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let place = Place::new();
     for name in ["medical", "legal", "early"] {
@@ -70,7 +70,12 @@ fn scenario(name: &str) {
     place.write("serve.yaml", format!("{base}{serve}"));
     let endless = "dataset: medical_demo\nlora_rank: 16\nmax_steps: 100000\nsave_steps: 2\nsave_total_limit: 100\noutput_dir: run\n";
     place.write("train.yaml", format!("{base}dataset_dir: {}/assets/data\n{TRAIN}{endless}", root.display()));
-    python(&place, "client.py", &[name]);
+    place
+}
+
+/// Runs a scenario of tests/serve.
+fn scenario(name: &str) {
+    python(&place(), "client.py", &[name]);
 }
 
 /// `python3 tests/serve/SCRIPT ARGS`, which must succeed.
@@ -83,6 +88,13 @@ fn python(place: &Place, script: &str, args: &[&str]) {
     command.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1").env("QLORA_CACHE", place.path("cache"));
     let ran = ran(command.output().unwrap());
     assert_eq!(ran.code, Some(0), "{script} {args:?}:\n{}{}", ran.stdout, ran.stderr);
+}
+
+/// A quarter of a minute of what `make soak` does for ten.
+#[test]
+fn soak() {
+    let place = place();
+    python(&place, "soak.py", &["--seconds", "15", "--clients", "8"]);
 }
 
 macro_rules! scenarios {
