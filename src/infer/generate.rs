@@ -1,16 +1,9 @@
 //! Many requests, a batch at a time: a sequence that ends makes room for the next.
 
-use super::request::{Answer, Control, Finish, Request, Running};
+use super::engine::{Engine, Event, Room};
+use super::request::{Answer, Control, Finish, Request};
 use crate::error::Result;
-use crate::model::{Cache, Model, Sequence};
-
-/// A request in the batch.
-struct Slot<'a> {
-    /// Its number.
-    index: usize,
-    sequence: Sequence,
-    running: Running<'a>,
-}
+use crate::model::{Model, PAGE};
 
 /// Answers `requests`, up to `batch` at a time, in their order. `on_token` gets the request's number and each of its new
 /// tokens as they come.
@@ -25,74 +18,36 @@ pub fn generate(
     on_token: &mut dyn FnMut(usize, u32) -> Control,
 ) -> Result<Vec<Answer>> {
     requests.iter().try_for_each(|r| r.check(model))?;
-    let room = |r: &Request| r.prompt.len() + r.max_new_tokens;
-    let mut rooms: Vec<usize> = requests.iter().map(room).collect();
+    let mut rooms: Vec<usize> = requests.iter().map(|r| r.prompt.len() + r.max_new_tokens).collect();
     rooms.sort_unstable_by(|a, b| b.cmp(a));
     rooms.truncate(batch.max(1));
-    let mut cache = Cache::new(model, &rooms)?;
-
-    let mut answers: Vec<Option<Answer>> = requests.iter().map(|_| None).collect();
-    let mut waiting = requests.iter().enumerate();
-    let mut slots: Vec<Slot> = Vec::new();
-    loop {
-        // As many are admitted as the batch holds: the longest of them fit at once.
-        while slots.len() < rooms.len() {
-            let Some((index, request)) = waiting.next() else { break };
-            let Some(mut sequence) = cache.take(room(request)) else {
-                unreachable!("the cache holds the longest requests")
-            };
-            let mut running = Running::new(request)?;
-            let logits = model.read(&mut cache, request.adapter, &mut [(&mut sequence, &request.prompt)])?;
-            match running.take(&logits, 0, &mut |token| on_token(index, token))? {
-                None => slots.push(Slot { index, sequence, running }),
-                Some(finish) => {
-                    answers[index] = Some(running.answer(finish));
-                    cache.release(sequence);
-                }
-            }
-        }
-        if slots.is_empty() {
-            break;
-        }
-        let ended = step(model, &mut cache, &mut slots, on_token)?;
-        // From the last on, so that the places of the others stay.
-        for (at, finish) in ended.into_iter().rev() {
-            let slot = slots.remove(at);
-            answers[slot.index] = Some(slot.running.answer(finish));
-            cache.release(slot.sequence);
-        }
+    // As many as the batch holds fit at once, the longest of them too.
+    let pages = rooms.iter().map(|n| n.div_ceil(PAGE)).sum();
+    let room = Room { batch: rooms.len(), pages, longest: rooms.first().copied().unwrap_or(0) };
+    let mut engine = Engine::new(model, room)?;
+    for request in requests {
+        engine.add(model, request.clone())?;
     }
+    // Requests are numbered from 0 on, as they are here.
     let none = || Answer { ids: Vec::new(), finish: Finish::Stopped };
-    Ok(answers.into_iter().map(|a| a.unwrap_or_else(none)).collect())
-}
-
-/// One token for each sequence, a pass for each adapter that is in use; those that end, by their place, ascending.
-fn step(
-    model: &Model,
-    cache: &mut Cache,
-    slots: &mut [Slot],
-    on_token: &mut dyn FnMut(usize, u32) -> Control,
-) -> Result<Vec<(usize, Finish)>> {
-    let mut adapters: Vec<Option<usize>> = slots.iter().map(|s| s.running.adapter()).collect();
-    adapters.sort_unstable();
-    adapters.dedup();
-    let mut ended = Vec::new();
-    for adapter in adapters {
-        let (mut places, mut parts) = (Vec::new(), Vec::new());
-        for (place, slot) in slots.iter_mut().enumerate().filter(|(_, s)| s.running.adapter() == adapter) {
-            places.push(place);
-            parts.push((&mut slot.sequence, slot.running.last()));
-        }
-        let logits = model.read(cache, adapter, &mut parts)?;
-        drop(parts);
-        for (row, place) in places.into_iter().enumerate() {
-            let slot = &mut slots[place];
-            let index = slot.index;
-            if let Some(finish) = slot.running.take(&logits, row, &mut |token| on_token(index, token))? {
-                ended.push((place, finish));
+    let mut answers: Vec<Answer> = requests.iter().map(|_| none()).collect();
+    let mut failed = None;
+    while !engine.is_idle() && failed.is_none() {
+        engine.step(model, &mut |id, event| {
+            let i = id as usize;
+            match event {
+                Event::Token(token) => {
+                    answers[i].ids.push(token.id);
+                    return on_token(i, token.id);
+                }
+                Event::End { finish, .. } => answers[i].finish = finish,
+                Event::Failed(e) => failed = Some(e),
             }
-        }
+            Control::Continue
+        })?;
     }
-    ended.sort_unstable_by_key(|(place, _)| *place);
-    Ok(ended)
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(answers),
+    }
 }

@@ -1,10 +1,8 @@
 //! What is asked of a model, and what it answers.
 
 use super::sample::{Sampler, Sampling};
-use crate::by_dtype;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::tensor::{Float, Real, Tensor};
 
 /// A prompt and how to continue it.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,9 +38,18 @@ pub struct Logprobs {
 
 impl Request {
     /// # Errors
-    /// [`Error::Shape`] if it has no prompt or asks for nothing, or passes the positions that the model was loaded for.
-    pub(super) fn check(&self, model: &Model) -> Result<()> {
-        let most = model.max_positions();
+    /// Those of [`Request::fits`]; [`Error::Shape`] if it names an adapter that is not there.
+    pub fn check(&self, model: &Model) -> Result<()> {
+        self.fits(model.max_positions(), model.spec.vocab)?;
+        model.check_adapter(self.adapter)
+    }
+
+    /// Checks it for a model that has `vocab` tokens and was loaded for `most` positions.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it has no prompt or asks for nothing, passes the positions, or names a token that is not there;
+    /// [`Error::Config`] for settings of sampling that are out of bounds.
+    pub fn fits(&self, most: usize, vocab: usize) -> Result<()> {
         let (prompt, new) = (self.prompt.len(), self.max_new_tokens);
         if prompt == 0 || new == 0 {
             return Err(Error::shape("request", format!("has {prompt} tokens of prompt and asks for {new} new ones")));
@@ -51,7 +58,10 @@ impl Request {
             let why = format!("has {prompt} tokens; with {new} new ones it passes the {most} of the context");
             return Err(Error::shape("prompt", why));
         }
-        Ok(())
+        if let Some(id) = self.prompt.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::shape("prompt", format!("holds token {id}, the vocabulary has {vocab}")));
+        }
+        self.sampling.check()
     }
 }
 
@@ -83,51 +93,45 @@ pub struct Answer {
 }
 
 /// An answer under way.
-pub(super) struct Running<'a> {
-    request: &'a Request,
+pub(super) struct Running {
+    request: Request,
     sampler: Sampler,
     /// Prompt and answer.
     ids: Vec<u32>,
 }
 
-impl<'a> Running<'a> {
+impl Running {
     /// # Errors
-    /// [`Error::Shape`] for settings of sampling that are out of bounds.
-    pub fn new(request: &'a Request) -> Result<Self> {
+    /// [`Error::Config`] for settings of sampling that are out of bounds.
+    pub fn new(request: Request) -> Result<Self> {
         let sampler = Sampler::new(request.sampling.clone())?;
-        Ok(Running { request, sampler, ids: request.prompt.clone() })
+        Ok(Running { sampler, ids: request.prompt.clone(), request })
     }
 
-    /// The last token, which the model has not read yet.
-    pub fn last(&self) -> &[u32] {
-        &self.ids[self.ids.len() - 1..]
+    pub fn request(&self) -> &Request {
+        &self.request
     }
 
-    pub fn adapter(&self) -> Option<usize> {
-        self.request.adapter
+    /// Prompt and answer, the last of which the model has not read yet.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
     }
 
-    /// Takes the next token from row `row` of `logits`; why the answer ends, where it does.
+    /// Takes the next token from `logits` (vocabulary), which are changed; why the answer ends, where it does.
     ///
     /// # Errors
     /// As [`Sampler::pick`].
-    pub fn take(
-        &mut self,
-        logits: &Tensor,
-        row: usize,
-        on_token: &mut dyn FnMut(u32) -> Control,
-    ) -> Result<Option<Finish>> {
-        let n = logits.cols();
-        let mut logits: Vec<f32> = by_dtype!(logits.dtype(), T => {
-            logits.read::<T>(row * n, n).into_iter().map(|x| x.acc().f64() as f32).collect()
-        });
+    pub fn take(&mut self, mut logits: Vec<f32>, on_token: &mut dyn FnMut(Token) -> Control) -> Result<Option<Finish>> {
+        let asked = self.request.logprobs;
+        let plain = asked.map(|_| logits.clone());
         let prompt = self.request.prompt.len();
-        let token = self.sampler.pick(&mut logits, &self.ids, prompt, self.ids.len())?;
-        if self.request.stops.contains(&token) {
+        let id = self.sampler.pick(&mut logits, &self.ids, prompt, self.ids.len())?;
+        if self.request.stops.contains(&id) {
             return Ok(Some(Finish::Stop));
         }
-        self.ids.push(token);
-        Ok(match on_token(token) {
+        self.ids.push(id);
+        let logprobs = plain.zip(asked).map(|(plain, most)| logprobs(&plain, id, most));
+        Ok(match on_token(Token { id, logprobs }) {
             Control::Stop => Some(Finish::Stopped),
             Control::Continue if self.ids.len() - prompt >= self.request.max_new_tokens => Some(Finish::Length),
             Control::Continue => None,
@@ -136,5 +140,43 @@ impl<'a> Running<'a> {
 
     pub fn answer(mut self, finish: Finish) -> Answer {
         Answer { ids: self.ids.split_off(self.request.prompt.len()), finish }
+    }
+}
+
+/// log softmax of finite `logits`, at `chosen` and at the `most` largest; of equals the lower ids come first.
+fn logprobs(logits: &[f32], chosen: u32, most: usize) -> Logprobs {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|&x| f64::from(x - max).exp()).sum();
+    let norm = f64::from(max) + sum.ln();
+    let of = |id: u32| (f64::from(logits[id as usize]) - norm) as f32;
+    let order = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let most = most.min(ids.len());
+    if (1..ids.len()).contains(&most) {
+        ids.select_nth_unstable_by(most - 1, order);
+    }
+    ids.truncate(most);
+    ids.sort_unstable_by(order);
+    Logprobs { chosen: of(chosen), top: ids.into_iter().map(|id| (id, of(id))).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logprobs_are_a_log_softmax() {
+        let logits = [1.0f32, 3.0, 3.0, -50.0, 2.0];
+        let got = logprobs(&logits, 4, 3);
+        assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2, 4]);
+        let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+        for (id, p) in got.top {
+            // One rounding to f32 of a number below 4.
+            assert!((f64::from(p) - f64::from(logits[id as usize]) + sum.ln()).abs() <= 4.0 * 2f64.powi(-24), "{id}");
+            assert_eq!(id == 4, p == got.chosen);
+        }
+        assert_eq!(logprobs(&logits, 0, 0).top, []);
+        let all: f64 = logprobs(&logits, 0, 99).top.iter().map(|t| f64::from(t.1).exp()).sum();
+        assert!((all - 1.0).abs() < 1e-6, "{all}");
     }
 }

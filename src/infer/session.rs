@@ -3,7 +3,6 @@
 use super::request::{Answer, Control, Request, Running};
 use crate::error::{Error, Result};
 use crate::model::{Cache, Model, Sequence};
-use crate::tensor::Tensor;
 
 /// A conversation with a model, and its place in memory.
 pub struct Session<'a> {
@@ -16,8 +15,8 @@ pub struct Session<'a> {
     adapter: Option<usize>,
 }
 
-/// So many new tokens of a prompt are always read as rows; more only if four times as many stand before them. Otherwise all is read
-/// anew, in one pass.
+/// On kernels so many new tokens of a prompt are always read as rows; more only if four times as many stand before them. Otherwise
+/// all is read anew, in one pass.
 const ROWS: usize = 64;
 
 impl<'a> Session<'a> {
@@ -38,14 +37,14 @@ impl<'a> Session<'a> {
     /// As [`super::generate`].
     pub fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(u32) -> Control) -> Result<Answer> {
         request.check(self.model)?;
-        let mut running = Running::new(request)?;
+        let mut running = Running::new(request.clone())?;
         let mut next = self.keep(request);
         loop {
             let logits = self.extend(request, &next)?;
-            if let Some(finish) = running.take(&logits, 0, on_token)? {
+            if let Some(finish) = running.take(logits, &mut |token| on_token(token.id))? {
                 return Ok(running.answer(finish));
             }
-            next = running.last().to_vec();
+            next = running.ids()[self.read.len()..].to_vec();
         }
     }
 
@@ -53,17 +52,19 @@ impl<'a> Session<'a> {
     fn keep(&mut self, request: &Request) -> Vec<u32> {
         let prompt = &request.prompt;
         let same = self.read.iter().zip(prompt).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
-        let known = self.adapter == request.adapter && prompt.len() - same <= ROWS.max(same / 4);
+        let cheap = self.model.any_cut() || prompt.len() - same <= ROWS.max(same / 4);
+        let known = self.adapter == request.adapter && cheap;
         let kept = if known { same } else { 0 };
         self.read.truncate(kept);
         self.sequence.truncate(kept);
         prompt[kept..].to_vec()
     }
 
-    fn extend(&mut self, request: &Request, ids: &[u32]) -> Result<Tensor> {
-        let logits = self.model.read(&mut self.cache, request.adapter, &mut [(&mut self.sequence, ids)])?;
+    /// What the model says follows.
+    fn extend(&mut self, request: &Request, ids: &[u32]) -> Result<Vec<f32>> {
+        let logits = self.model.read(&mut self.cache, request.adapter, &mut self.sequence, ids)?;
         self.adapter = request.adapter;
         self.read.extend(ids);
-        Ok(logits)
+        Ok(logits.of(0))
     }
 }

@@ -37,19 +37,37 @@ impl Listed {
     }
 }
 
+/// An adapter that was read and is not attached yet.
+pub struct Prepared {
+    params: Params,
+    layers: Vec<Option<Adapter>>,
+    embed: Option<usize>,
+    head: Option<usize>,
+    norm: Option<usize>,
+}
+
 impl Model {
     /// Loads the adapter in `path`, a folder or a LoRA in a GGUF file, beside the base; the number by which a pass chooses it.
     ///
     /// # Errors
+    /// Those of [`Model::prepare`].
+    pub fn attach(&mut self, path: &Path) -> Result<usize> {
+        let prepared = self.prepare(path)?;
+        Ok(self.install(prepared))
+    }
+
+    /// The slow part of [`Model::attach`], while the model is in use.
+    ///
+    /// # Errors
     /// [`Error::Weights`] or [`Error::File`] for an adapter that is not one of this model: the tensor and both shapes are
     /// named.
-    pub fn attach(&mut self, path: &Path) -> Result<usize> {
+    pub fn prepare(&self, path: &Path) -> Result<Prepared> {
         let file = AdapterFile::open_for(path, self.spec.heads, self.spec.kv_heads)?;
         let mut listed = Listed::default();
-        let mut adapters = Vec::new();
+        let mut layers = Vec::new();
         for layer in self.blocks.iter().flat_map(Block::layers) {
             let named = file.tensor_of(&layer.module, Part::A).zip(file.tensor_of(&layer.module, Part::B));
-            adapters.push(named.map(|(a, b)| {
+            layers.push(named.map(|(a, b)| {
                 let r = file.config.rank_of(&layer.module);
                 let (a, b) = (listed.add(a, &[r, layer.inn]), listed.add(b, &[layer.out, r]));
                 Adapter { a, b, scale: file.config.scale_of(&layer.module), module: 0 }
@@ -76,15 +94,53 @@ impl Model {
             params.set(i, &values)?;
         }
         params.refresh()?;
-        for (layer, adapter) in self.blocks.iter_mut().flat_map(Block::layers_mut).zip(adapters) {
+        Ok(Prepared { params, layers, embed, head, norm })
+    }
+
+    /// Attaches what [`Model::prepare`] of this model gave; the number by which a pass chooses it, which no other adapter ever
+    /// has.
+    pub fn install(&mut self, prepared: Prepared) -> usize {
+        let Prepared { params, layers, embed, head, norm } = prepared;
+        self.attached.push(Some(Attached { params, embed, head, norm }));
+        for (layer, adapter) in self.blocks.iter_mut().flat_map(Block::layers_mut).zip(layers) {
             layer.attached.push(adapter);
         }
-        self.attached.push(Attached { params, embed, head, norm });
-        Ok(self.attached.len() - 1)
+        self.attached.len() - 1
+    }
+
+    /// Takes an adapter away. Nothing happens if it is not there.
+    pub fn detach(&mut self, i: usize) {
+        if let Some(place) = self.attached.get_mut(i) {
+            *place = None;
+        }
     }
 
     /// How many adapters are attached.
     pub fn attached(&self) -> usize {
-        self.attached.len()
+        self.attached.iter().flatten().count()
+    }
+
+    /// The adapter that a pass is to use, with its number.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it is not there.
+    pub(super) fn adapter(&self, i: Option<usize>) -> Result<Option<(usize, &Attached)>> {
+        let Some(i) = i else { return Ok(None) };
+        match self.attached.get(i).and_then(Option::as_ref) {
+            Some(attached) => Ok(Some((i, attached))),
+            None => Err(Error::shape("adapter", format!("is number {i} of {} attached", self.attached()))),
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Shape`] if no such adapter is attached.
+    pub fn check_adapter(&self, i: Option<usize>) -> Result<()> {
+        self.adapter(i).map(|_| ())
+    }
+
+    /// Whether the adapter takes the place of whole modules.
+    pub(super) fn holds_modules(&self, i: usize) -> bool {
+        let attached = self.attached.get(i).and_then(Option::as_ref);
+        attached.is_some_and(|a| a.embed.is_some() || a.head.is_some() || a.norm.is_some())
     }
 }

@@ -38,7 +38,8 @@ pub struct Model {
     pub(super) positions: Option<Weight>,
     /// The longest sequence that can be run.
     pub(super) max_positions: usize,
-    pub(super) attached: Vec<Attached>,
+    /// None: one that was detached.
+    pub(super) attached: Vec<Option<Attached>>,
 }
 
 /// How a training pass runs.
@@ -87,7 +88,7 @@ impl Model {
 
     /// The model's own values: those that training changes.
     pub(super) fn own(&self) -> Values<'_> {
-        Values { own: &self.params, attached: None }
+        Values { own: &self.params, groups: &[] }
     }
 
     fn context<'a>(&'a self, input: &'a Input, dropout: Option<Dropout>) -> Context<'a> {

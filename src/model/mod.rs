@@ -14,11 +14,14 @@ mod names;
 mod norm;
 mod params;
 mod policy;
+mod prefix;
 mod qkv;
 mod spec;
 mod weights;
 
-pub use cache::{Cache, PAGE, Sequence};
+pub use attached::Prepared;
+pub use cache::{Cache, PAGE, PIECE, Sequence};
+pub use cached::{Logits, Part};
 pub use decoder::{Model, Pass};
 pub use input::{Input, Shape};
 pub use load::{Options, load};

@@ -1,11 +1,13 @@
 //! A model's weights: frozen or trained, dense or NF4, and the layers made of them.
 
+use std::ops::Range;
+
 use super::attached::Attached;
 use super::block::Context;
 use super::params::Params;
 use crate::error::Result;
 use crate::ops::Slot;
-use crate::ops::linear::{self, Linear, Matrix};
+use crate::ops::linear::{self, Linear, Lora, Matrix};
 use crate::ops::philox::Stream;
 use crate::quant::ggml::Blocks;
 use crate::quant::{Absmax, DeviceGgml, DeviceNf4, Nf4};
@@ -77,12 +79,19 @@ impl Weight {
 /// A vector that is never quantised: a norm's weight.
 pub(super) struct Vector(pub Weight);
 
-/// Where a pass finds what is not frozen: the model's own parameters; and of the attached adapters the one that takes the
-/// place of the model's own.
+/// Where a pass finds what is not frozen: the model's own parameters; and of the attached adapters those that take the
+/// place of the model's own, for some rows each.
 #[derive(Clone, Copy)]
 pub(super) struct Values<'a> {
     pub own: &'a Params,
-    pub attached: Option<(usize, &'a Attached)>,
+    /// Empty: the model's own for all rows.
+    pub groups: &'a [Group<'a>],
+}
+
+/// Rows of a pass, and the attached adapter that they are read with; None: the model as it is.
+pub(super) struct Group<'a> {
+    pub rows: Range<usize>,
+    pub adapter: Option<(usize, &'a Attached)>,
 }
 
 impl Vector {
@@ -125,31 +134,47 @@ pub struct Dropout {
 }
 
 impl Layer {
+    /// With the model's own adapter.
     pub(super) fn linear<'a>(&'a self, values: Values<'a>, dropout: Option<Dropout>) -> Linear<'a> {
-        let (lora, params) = match values.attached {
-            Some((i, attached)) => (self.attached.get(i).and_then(Option::as_ref), &attached.params),
-            None => (self.lora.as_ref(), values.own),
-        };
         Linear {
             w: self.w.matrix(values.own),
             bias: self.bias.as_ref().and_then(|b| b.slot(values.own)),
-            lora: lora.map(|l| linear::Lora {
-                a: params.slot(l.a),
-                b: params.slot(l.b),
-                scale: l.scale,
-                dropout: dropout
-                    .filter(|d| d.rate > 0.0)
-                    .map(|d| (d.rate, Stream { seed: d.seed, step: d.step, module: l.module })),
-            }),
+            lora: self.lora.as_ref().map(|l| l.slots(values.own, dropout)),
         }
     }
 
     /// `x` (rows, in) -> y (rows, out), plus `add` where given.
     pub(super) fn fwd(&self, x: &Tensor, c: Context, add: Option<&Tensor>) -> Result<(Tensor, linear::Saved)> {
         let layer = self.linear(c.params, c.dropout);
-        match c.few_rows {
-            true => Ok((linear::decode(x, &layer, add)?, linear::Saved::default())),
-            false => linear::fwd(x, &layer, add),
+        let groups: Vec<linear::Group> =
+            c.params.groups.iter().map(|g| (g.rows.clone(), self.lora_of(g, &layer))).collect();
+        match (c.few_rows, &*groups) {
+            (true, groups) => Ok((linear::decode_grouped(x, &layer, groups, add)?, linear::Saved::default())),
+            (false, []) => linear::fwd(x, &layer, add),
+            // A pass over one sequence.
+            (false, [(_, lora), ..]) => linear::fwd(x, &Linear { lora: *lora, ..layer }, add),
+        }
+    }
+
+    fn lora_of<'a>(&'a self, group: &Group<'a>, own: &Linear<'a>) -> Option<Lora<'a>> {
+        match group.adapter {
+            Some((i, attached)) => {
+                self.attached.get(i).and_then(Option::as_ref).map(|a| a.slots(&attached.params, None))
+            }
+            None => own.lora,
+        }
+    }
+}
+
+impl Adapter {
+    fn slots<'a>(&self, params: &'a Params, dropout: Option<Dropout>) -> Lora<'a> {
+        Lora {
+            a: params.slot(self.a),
+            b: params.slot(self.b),
+            scale: self.scale,
+            dropout: dropout
+                .filter(|d| d.rate > 0.0)
+                .map(|d| (d.rate, Stream { seed: d.seed, step: d.step, module: self.module })),
         }
     }
 }

@@ -53,9 +53,9 @@ fn whole(model: &Model, ids: &[u32]) -> Vec<f64> {
 fn cached(model: &Model, ids: &[u32], first: usize, step: usize) -> Vec<f64> {
     let mut cache = Cache::new(model, &[ids.len()]).unwrap();
     let mut sequence = cache.take(ids.len()).unwrap();
-    let mut logits = model.read(&mut cache, None, &mut [(&mut sequence, &ids[..first])]).unwrap();
+    let mut logits = model.read(&mut cache, None, &mut sequence, &ids[..first]).unwrap();
     for ids in ids[first..].chunks(step) {
-        logits = model.read(&mut cache, None, &mut [(&mut sequence, ids)]).unwrap();
+        logits = model.read(&mut cache, None, &mut sequence, ids).unwrap();
     }
     logits.to_f64()[..model.spec.vocab].to_vec()
 }

@@ -150,8 +150,7 @@ impl<'a> Reader<'a> {
         let same = same.min(ids.len().saturating_sub(1));
         self.sequence.truncate(same);
         self.held.truncate(same);
-        let logits =
-            self.model.read(&mut self.cache, self.adapter, &mut [(&mut self.sequence, &ids[same..])])?.to_f64();
+        let logits = self.model.read(&mut self.cache, self.adapter, &mut self.sequence, &ids[same..])?.of_f64(0);
         self.held = ids.to_vec();
         likeliest(choices.map(|id| logits.get(id as usize).copied().unwrap_or(f64::NAN)))
     }

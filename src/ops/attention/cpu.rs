@@ -1,9 +1,9 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Attention, Paged};
+use super::Attention;
 use crate::device::gemm::{View, gemm};
-use crate::device::par::{Blocks, blocks_of, for_blocks, for_rows, rows_of};
+use crate::device::par::{Blocks, blocks_of, for_blocks};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
 use crate::ops::sums::sum;
@@ -12,10 +12,10 @@ use crate::tensor::{Float, Real};
 use num_traits::Float as _;
 
 /// Queries of a tile: its scores against a few thousand keys then stay in the second-level cache.
-const TILE: usize = 64;
+pub(super) const TILE: usize = 64;
 
 /// Rows of one head: `data` (tokens, heads * dim), rows `r`.
-fn head<T: Float>(data: &[T], width: usize, r: Range<usize>, head: usize, dim: usize) -> View<'_> {
+pub(super) fn head<T: Float>(data: &[T], width: usize, r: Range<usize>, head: usize, dim: usize) -> View<'_> {
     let from = r.start * width + head * dim;
     let rows = r.len();
     let to = if rows == 0 { from } else { from + (rows - 1) * width + dim };
@@ -23,7 +23,7 @@ fn head<T: Float>(data: &[T], width: usize, r: Range<usize>, head: usize, dim: u
 }
 
 /// Keys that query `i` (from the start of its span) sees.
-fn seen(i: usize, window: Option<usize>) -> Range<usize> {
+pub(super) fn seen(i: usize, window: Option<usize>) -> Range<usize> {
     window.map_or(0, |w| (i + 1).saturating_sub(w))..i + 1
 }
 
@@ -35,7 +35,7 @@ fn tile(start: usize, len: usize, window: Option<usize>) -> (Range<usize>, Range
 }
 
 /// At least `n` elements of scratch.
-fn room<T: Float>(v: &mut Vec<T>, n: usize) -> &mut [T] {
+pub(super) fn room<T: Float>(v: &mut Vec<T>, n: usize) -> &mut [T] {
     if v.len() < n {
         v.resize(n, T::narrow(T::Acc::of(0.0)));
     }
@@ -111,14 +111,14 @@ pub(super) fn fwd<T: HasScratch>(
 }
 
 /// The keys that query `i` sees, as columns of a tile whose first column is `keys.start`.
-fn visible(i: usize, keys: &Range<usize>, window: Option<usize>) -> Range<usize> {
+pub(super) fn visible(i: usize, keys: &Range<usize>, window: Option<usize>) -> Range<usize> {
     let see = seen(i, window);
     see.start - keys.start..see.end - keys.start
 }
 
 /// p = softmax(scale * scores) over the visible columns, 0 elsewhere; returns log sum exp.
 #[inline(always)]
-fn softmax<T: Float>(scores: &[T::Acc], p: &mut [T], see: Range<usize>, scale: T::Acc) -> T::Acc {
+pub(super) fn softmax<T: Float>(scores: &[T::Acc], p: &mut [T], see: Range<usize>, scale: T::Acc) -> T::Acc {
     let zero = T::narrow(T::Acc::of(0.0));
     p[..see.start].fill(zero);
     p[see.end..].fill(zero);
@@ -216,46 +216,4 @@ fn softmax_bwd<T: Float>(
         p[c] = T::narrow(prob);
         ds[c] = T::narrow(scale * prob * (dp[c] - delta));
     }
-}
-
-/// A task is some sequences. `width` is the number of places for pages that each has.
-/// A task is some heads of some sequences.
-pub(super) fn decode<T: Float>(pool: &Pool, o: &mut [T], q: &[T], k: &[T], v: &[T], a: &Paged, width: usize) {
-    for_rows(pool, 1, rows_of(o, a.head_dim), |rows, o| {
-        for (at, o) in rows.zip(o.chunks_exact_mut(a.head_dim)) {
-            wide(
-                #[inline(always)]
-                || decode_head(o, q, k, v, a, width, (at / a.heads, at % a.heads)),
-            );
-        }
-    });
-}
-
-/// Head `h` of sequence `n`.
-#[inline(always)]
-fn decode_head<T: Float>(o: &mut [T], q: &[T], k: &[T], v: &[T], a: &Paged, width: usize, (n, h): (usize, usize)) {
-    let (d, group) = (a.head_dim, a.heads / a.kv_heads);
-    let past = a.lengths.numbers()[n] as usize;
-    let keys = a.window.map_or(0, |w| past.saturating_sub(w))..past;
-    if keys.is_empty() {
-        return;
-    }
-    let pages = &a.pages.numbers()[n * width..][..width];
-    let row = |j: usize| {
-        let row = pages[j / a.page] as usize * a.page + j % a.page;
-        (row * a.kv_heads + h / group) * d
-    };
-    let q = &q[(n * a.heads + h) * d..][..d];
-    let score = |j| {
-        let k = &k[row(j)..][..d];
-        sum(d, |c| q[c].acc() * k[c].acc())
-    };
-    let scores: Vec<T::Acc> = keys.clone().map(score).collect();
-    let mut p = vec![T::narrow(T::Acc::of(0.0)); scores.len()];
-    softmax(&scores, &mut p, 0..scores.len(), T::Acc::of(1.0 / (d as f64).sqrt()));
-    let mut sums = vec![T::Acc::of(0.0); d];
-    for (p, j) in p.iter().zip(keys) {
-        sums.iter_mut().zip(&v[row(j)..]).for_each(|(sum, v)| *sum += p.acc() * v.acc());
-    }
-    o.iter_mut().zip(&sums).for_each(|(o, &s)| *o = T::narrow(s));
 }

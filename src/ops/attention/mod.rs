@@ -11,6 +11,7 @@
 
 mod cpu;
 mod launch;
+mod paged;
 mod store;
 
 pub use store::store;
@@ -152,7 +153,7 @@ pub fn decode(q: &Tensor, k: &Tensor, v: &Tensor, a: Paged) -> Result<Tensor> {
     let mut partial = q.device().runs_kernels().then(partial).transpose()?;
     match q.device().exec() {
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {
-            cpu::decode::<T>(pool, o.slice_mut(), q.slice(), k.slice(), v.slice(), &a, width)
+            paged::fwd::<T>(pool, o.slice_mut(), q.slice(), k.slice(), v.slice(), &a, width)
         }),
         Exec::Kernels(l) => launch::decode(l, &mut o, partial.as_mut(), [q, k, v], &a, width)?,
         Exec::Plan(p) => {

@@ -1,4 +1,4 @@
-use super::{Linear, Matrix, ggml_ref, nf4_ref};
+use super::{Linear, Lora, Matrix, ggml_ref, nf4_ref};
 use crate::device::gemm::{Src, View, gemm};
 use crate::device::par::{for_rows, rows_of};
 use crate::device::pool::Pool;
@@ -49,11 +49,17 @@ pub(super) fn fwd<T: Float>(
         });
     }
     if let (Some(lora), Some(p)) = (&l.lora, p) {
-        let r = lora.a.rows;
-        gemm(Some(pool), 1.0, mat(dropped.unwrap_or(x), rows, i), mat(lora.a.slice::<T>(), r, i).t(), 0.0, out(p, r));
-        scale(p, lora.scale);
-        gemm(Some(pool), 1.0, mat(p, rows, r), mat(lora.b.slice::<T>(), o, r).t(), 1.0, out(y, o));
+        self::lora(pool, y, dropped.unwrap_or(x), lora, p);
     }
+}
+
+/// y += p B^T, with p = s x A^T.
+pub(super) fn lora<T: Float>(pool: &Pool, y: &mut [T], x: &[T], lora: &Lora, p: &mut [T]) {
+    let (o, r, i) = (lora.b.rows, lora.a.rows, lora.a.cols);
+    let rows = x.len() / i;
+    gemm(Some(pool), 1.0, mat(x, rows, i), mat(lora.a.slice::<T>(), r, i).t(), 0.0, out(p, r));
+    scale(p, lora.scale);
+    gemm(Some(pool), 1.0, mat(p, rows, r), mat(lora.b.slice::<T>(), o, r).t(), 1.0, out(y, o));
 }
 
 #[allow(clippy::too_many_arguments)] // the operands of three products

@@ -16,7 +16,7 @@ mod cpu;
 mod decode;
 mod launch;
 
-pub use decode::decode;
+pub use decode::{Group, decode, decode_grouped};
 
 use crate::by_dtype;
 use crate::device::Exec;
