@@ -168,7 +168,7 @@ def probabilities(client: openai.OpenAI, text: str, tokens: list):
 
 def penalties(client: openai.OpenAI):
     """A penalty on what was said makes a text that turns in circles say something else."""
-    kind = {"model": "tiny", "prompt": "the the the the the", "max_tokens": 40, "temperature": 0, "logprobs": 0}
+    kind = {"model": "tiny", "prompt": "- - - - - -", "max_tokens": 40, "temperature": 0, "logprobs": 0}
 
     def repeats(**more) -> int:
         tokens = client.completions.create(**kind, **more).choices[0].logprobs.tokens

@@ -11,7 +11,7 @@ PROMPTS = [
 ]  # fmt: skip
 SYSTEM = "You are a careful assistant. Answer in one sentence, say when you are not sure, and never invent a source. " * 3
 # A text that the base goes on with until it is stopped.
-ENDLESS = {"model": "tiny", "prompt": "the the the the the", "temperature": 0, "max_tokens": 1900}
+ENDLESS = {"model": "tiny", "prompt": "- - - - - -", "temperature": 0, "max_tokens": 1900}
 
 
 def together(place):

@@ -78,7 +78,7 @@ class Soak:
         """A whole answer that is not waited for."""
         try:
             hasty = self.client.with_options(timeout=rng.uniform(0.01, 0.2))
-            hasty.completions.create(model=model, prompt="the the the", max_tokens=800, temperature=0)
+            hasty.completions.create(model=model, prompt="- - - - - -", max_tokens=800, temperature=0)
             self.count("whole")
         except openai.APITimeoutError:
             self.count("given up")

@@ -10,7 +10,7 @@ import openai
 from server import Server, at_once, greedy, refused, until
 
 QUESTION = "What does HbA1c measure?"
-ENDLESS = {"model": "tiny", "prompt": "the the the the the", "temperature": 0, "max_tokens": 1900}
+ENDLESS = {"model": "tiny", "prompt": "- - - - - -", "temperature": 0, "max_tokens": 1900}
 
 
 def keys(place):
