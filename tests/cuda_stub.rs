@@ -5,7 +5,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use half::bf16;
 use qlora_engine::config::{self, Format};
@@ -188,6 +188,46 @@ fn any_thread_may_use_the_device() {
         assert_eq!(x.read::<bf16>(0, 128), numbers(128, 1));
         std::thread::spawn(move || drop((x, device))).join().unwrap();
     });
+}
+
+/// Each thread has a device of its own, as the tests of a process have. One allocates while another records; the results
+/// are those of a thread alone.
+#[test]
+fn several_devices_work_at_once() {
+    on_stub("several_devices_work_at_once", &[], || {
+        let work = || {
+            let device = Device::cuda(0).unwrap();
+            let (mut x, w) = (tensor(3, 64, 1, &device), tensor(1, 64, 2, &device));
+            for _ in 0..100 {
+                let mut grads = Tensor::zeros(1, 64, DType::F32, &device).unwrap();
+                let mut dx = None;
+                step(&x, &w, &mut grads, &mut dx).unwrap();
+                let dx = bits(&dx.unwrap());
+                let graph = zeroing(&device, &mut x).unwrap();
+                graph.launch().unwrap();
+                assert_eq!(bits(&x), [0; 3 * 64]);
+                drop(graph);
+                x = tensor(3, 64, 1, &device);
+                device.synchronize().unwrap();
+                assert_eq!((dx, bits(&grads)), alone());
+            }
+        };
+        std::thread::scope(|s| (0..8).for_each(|_| drop(s.spawn(work))));
+    });
+}
+
+/// dx and the gradient of [`step`] on host-run kernels.
+fn alone() -> (Vec<u64>, Vec<u64>) {
+    static ALONE: OnceLock<(Vec<u64>, Vec<u64>)> = OnceLock::new();
+    let made = ALONE.get_or_init(|| {
+        let device = Device::host_kernels(1, false).unwrap();
+        let (x, w) = (tensor(3, 64, 1, &device), tensor(1, 64, 2, &device));
+        let mut grads = Tensor::zeros(1, 64, DType::F32, &device).unwrap();
+        let mut dx = None;
+        step(&x, &w, &mut grads, &mut dx).unwrap();
+        (bits(&dx.unwrap()), bits(&grads))
+    });
+    made.clone()
 }
 
 /// Eager steps and replays of one give the same bits, on the driver and on host-run kernels.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use qlora_engine::config::{self, Config, Format};
 use qlora_engine::data::ask::questions;
 use qlora_engine::data::encode::tokenise;
-use qlora_engine::data::template::Template;
+use qlora_engine::data::template::{Template, ToolFormat};
 use qlora_engine::data::tokenizer::Tokenizer;
 use qlora_engine::data::{Message, Record, Role, Sample};
 use serde_json::Value;
@@ -221,4 +221,113 @@ fn every_question_and_label_is_llama_factorys() {
         }
     }
     assert!(compared > 100, "{compared}");
+}
+
+/// A template that reads and writes calls as `format` says.
+fn with_tools(format: &str) -> Template {
+    let (config, folder) =
+        set_up(&serde_json::json!({"tokenizer": "byte", "template": "qwen3", "tool_format": format}));
+    Template::load(&config.data, &mut Tokenizer::load(folder.path(), false).unwrap()).unwrap()
+}
+
+fn calls(t: &Template, text: &str) -> Option<Vec<(String, String)>> {
+    t.tool_calls(text).map(|calls| calls.into_iter().map(|c| (c.name, c.arguments)).collect())
+}
+
+/// tests/golden/tools/make.py makes the answers, and says where the two differ on purpose.
+#[test]
+fn every_call_in_an_answer_is_llama_factorys_and_is_never_shown_as_text() {
+    let formats: Value = serde_json::from_slice(&fs::read(golden().join("../tools/calls.json")).unwrap()).unwrap();
+    let (mut wrong, mut found) = (Vec::new(), 0);
+    assert_eq!(formats.as_object().unwrap().len(), ToolFormat::NAMES.len());
+    for (format, answers) in formats.as_object().unwrap() {
+        let template = with_tools(format);
+        for answer in answers.as_array().unwrap() {
+            let text = answer[0].as_str().unwrap();
+            let want: Option<Vec<(String, String)>> = serde_json::from_value(answer[1].clone()).unwrap();
+            let got = calls(&template, text);
+            if got != want {
+                wrong.push(format!("{format}: {text:?}\n got {got:?}\nwant {want:?}"));
+            }
+            // As the answer grows, what has been shown stays shown, and the calls are all in the rest.
+            let mut shown = 0;
+            for end in text.char_indices().map(|(i, _)| i).chain([text.len()]) {
+                let now = template.before_tool_calls(&text[..end]);
+                assert!(text.starts_with(now) && now.len() >= shown, "{format}: {text:?} at {end}: {now:?}");
+                assert_eq!(template.may_be_tool_call(&text[..end]), now.len() < end, "{format}: {text:?}");
+                shown = now.len();
+            }
+            if want.is_some() {
+                found += 1;
+                assert_eq!(
+                    calls(&template, &text[shown..]),
+                    want,
+                    "{format}: of {text:?} {:?} was shown",
+                    &text[..shown]
+                );
+            }
+        }
+    }
+    assert!(found > 500, "{found}");
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong[..wrong.len().min(8)].join("\n"));
+}
+
+#[test]
+fn an_answer_is_held_back_only_where_a_call_may_begin() {
+    let shown = |format: &str, text: &str| with_tools(format).before_tool_calls(text).to_string();
+    for (format, text, want) in [
+        ("qwen", "It is sunny.", "It is sunny."),
+        ("qwen", "a < b and <tool", "a < b and "),
+        ("qwen", "a <tools", "a <tools"),
+        ("qwen", "Let me see.\n<tool_call>\n{", "Let me see.\n"),
+        ("default", "Action is needed. A", "Action is needed. "),
+        ("default", "I look.\nAction: f", "I look.\n"),
+        ("llama3", "It is {\"name\"", "It is {\"name\""),
+        ("llama3", " \n", ""),
+        ("llama3", "[ {\"na", ""),
+        ("llama3", "[1] says so", "[1] says so"),
+        ("llama3", "{x | x > 0}", "{x | x > 0}"),
+        ("mistral", "[TOOL", ""),
+        ("mistral", "[TOOL_CALLS] [{", ""),
+        ("mistral", "[TOOLS", "[TOOLS"),
+    ] {
+        assert_eq!(shown(format, text), want, "{format}: {text:?}");
+    }
+    // The one place where more is taken for a call than LLaMA-Factory takes.
+    let call = ("f".to_string(), "{\"a\": 1}".to_string());
+    let text = " [TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\":1}}]";
+    assert_eq!(calls(&with_tools("mistral"), text), Some(vec![call]));
+}
+
+/// An answer of a megabyte takes linear time: each of these would take minutes if it took quadratic time.
+#[test]
+fn long_answers_are_searched_in_linear_time() {
+    let n = 200_000;
+    let many_keys = || (0..n).map(|i| format!("\"k{i}\": 0")).collect::<Vec<_>>().join(", ");
+    let hostile = [
+        "<tool_call>".repeat(n),
+        "</tool_call>".repeat(n),
+        "<tool_call>x</tool_call>y".repeat(n),
+        format!("<tool_call>{}", " </tool_call> x".repeat(n)),
+        format!("<tool_call>{}</tool_call>", " ".repeat(4 * n)),
+        "Action: ".repeat(n),
+        format!("Action:{}", " ".repeat(4 * n)),
+        format!("Action: f Action Input:{}", " \n".repeat(2 * n)),
+        "Action: f Action Input: {} ".repeat(n),
+        format!("Action: {}", "A".repeat(4 * n)),
+        "[{".repeat(n),
+        "[".repeat(4 * n),
+        format!("[{}]", "{\"name\": \"f\", \"arguments\": 1, \"parameters\": 1}, ".repeat(n)),
+        format!("<tool_call>{{\"name\": \"f\", \"arguments\": {{{}}}}}</tool_call>", many_keys()),
+    ];
+    for format in ToolFormat::NAMES {
+        let template = with_tools(format);
+        for text in &hostile {
+            let start = std::time::Instant::now();
+            template.tool_calls(text);
+            template.before_tool_calls(text);
+            let took = start.elapsed().as_secs_f64();
+            assert!(took < 10.0, "{format}: {took:.1} s for {:?}..", &text[..40]);
+        }
+    }
 }

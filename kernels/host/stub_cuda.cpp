@@ -1,7 +1,7 @@
 // A `libcuda.so.1` for tests: the driver's calls that src/device/cuda.rs makes, with launches that run the host-run kernels.
 // It is as strict as the driver's documentation where this program could go wrong: work is put off until something waits
 // for it, a call needs a current context, addresses must lie in allocations that exist, a stream that is being recorded
-// allows neither waiting nor allocating, and a fault stays with the context.
+// allows neither waiting nor allocating, and a fault stays with the context. Any thread may call; calls take turns.
 //
 // Environment: QLORA_STUB_DRIVER (13000), QLORA_STUB_GPUS (1), QLORA_STUB_CAPABILITY (8.6), QLORA_STUB_MEMORY (bytes),
 // QLORA_STUB_FAIL (call:code, so that this call fails). What was not given back is said on stderr at the end, unless
@@ -11,6 +11,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+
+#include <pthread.h>
 
 #define API extern "C" __attribute__((visibility("default")))
 
@@ -39,6 +41,7 @@ enum Code {
   kLaunchFailed = 719,
   kCaptureUnsupported = 900,
   kCaptureInvalidated = 901,
+  kCaptureWrongThread = 908,
 };
 
 struct KernelEntry {
@@ -103,6 +106,14 @@ size_t used;
 int fault, contexts, streams, events, graphs, modules;
 bool initialised;
 __thread bool current;
+__thread Stream* recorded;  // the stream that this thread records
+
+// Held by each call from beginning to end, for all that is above; so launches run one after the other.
+pthread_mutex_t turns = PTHREAD_MUTEX_INITIALIZER;
+struct Turn {
+  Turn() { pthread_mutex_lock(&turns); }
+  ~Turn() { pthread_mutex_unlock(&turns); }
+};
 
 long setting(const char* name, long otherwise) {
   const char* text = getenv(name);
@@ -121,6 +132,7 @@ int asked(const char* call) {
 
 // Begins a call that needs a context.
 #define BEGIN                                            \
+  const Turn turn;                                       \
   if (const int code = asked(__func__)) return code;     \
   if (!current || contexts == 0) return kInvalidContext
 
@@ -178,12 +190,8 @@ Work copy_of(const Work& w) {
   return mine;
 }
 
-// A call that a recording does not survive. One stream is all this program makes.
-Stream* the_stream;
-bool forbidden() {
-  if (the_stream == nullptr || !the_stream->recording) return false;
-  return the_stream->spoilt = true;
-}
+// A call that a recording by the same thread does not survive.
+bool forbidden() { return recorded != nullptr && (recorded->spoilt = true); }
 
 void free_graph(Graph* g) {
   for (size_t i = 0; i < g->work.n; ++i) free(g->work.at[i].params);
@@ -200,6 +208,7 @@ API int cuDriverGetVersion(int* version) {
   return kSuccess;
 }
 API int cuInit(unsigned) {
+  const Turn turn;
   if (const int code = asked(__func__)) return code;
   if (setting("QLORA_STUB_GPUS", 1) == 0) return kNoDevice;
   initialised = true;
@@ -216,6 +225,7 @@ API int cuGetErrorName(int code, const char** text) {
     case kLaunchFailed: *text = "CUDA_ERROR_LAUNCH_FAILED"; break;
     case kCaptureUnsupported: *text = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
     case kCaptureInvalidated: *text = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
+    case kCaptureWrongThread: *text = "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"; break;
     default: *text = "CUDA_ERROR_UNKNOWN"; break;
   }
   return kSuccess;
@@ -231,12 +241,14 @@ API int cuGetErrorString(int code, const char** text) {
     case kLaunchFailed: *text = "unspecified launch failure"; break;
     case kCaptureUnsupported: *text = "operation not permitted when stream is capturing"; break;
     case kCaptureInvalidated: *text = "operation failed due to a previous error during capture"; break;
+    case kCaptureWrongThread: *text = "attempt to terminate a thread-local capture sequence from another thread"; break;
     default: *text = "unknown error"; break;
   }
   return kSuccess;
 }
 
 API int cuDeviceGetCount(int* count) {
+  const Turn turn;
   if (const int code = asked(__func__)) return code;
   if (!initialised) return kInvalidContext;
   *count = static_cast<int>(setting("QLORA_STUB_GPUS", 1));
@@ -277,12 +289,14 @@ API int cuDeviceGetAttribute(int* value, int which, int) {
 }
 
 API int cuDevicePrimaryCtxRetain(void** context, int) {
+  const Turn turn;
   if (const int code = asked(__func__)) return code;
   ++contexts;
   *context = &contexts;
   return kSuccess;
 }
 API int cuDevicePrimaryCtxRelease_v2(int) {
+  const Turn turn;
   if (contexts == 0) return kInvalidContext;
   const size_t left = device_memory.n + pinned.n + static_cast<size_t>(streams + events + graphs + modules);
   if (--contexts == 0 && left > 0 && getenv("QLORA_STUB_QUIET") == nullptr)
@@ -348,16 +362,17 @@ API int cuMemFreeHost(void* at) {
 API int cuStreamCreate(Stream** stream, unsigned flags) {
   BEGIN;
   if (flags != 1) return kInvalidValue;  // one that waits for the default stream cannot be recorded
-  *stream = the_stream = static_cast<Stream*>(calloc(1, sizeof(Stream)));
+  *stream = static_cast<Stream*>(calloc(1, sizeof(Stream)));
   ++streams;
   return kSuccess;
 }
 API int cuStreamDestroy_v2(Stream* s) {
+  const Turn turn;
   // What nobody waited for never runs.
   for (size_t i = 0; i < s->pending.n; ++i) free(s->pending.at[i].params);
   free(s->pending.at);
+  if (recorded == s) recorded = nullptr;
   free(s);
-  the_stream = nullptr;
   --streams;
   return kSuccess;
 }
@@ -378,6 +393,7 @@ API int cuEventCreate(Event** event, unsigned) {
   return kSuccess;
 }
 API int cuEventDestroy_v2(Event* event) {
+  const Turn turn;
   free(event);
   --events;
   return kSuccess;
@@ -431,6 +447,7 @@ API int cuModuleLoadData(void** module, const void* image) {
   return kSuccess;
 }
 API int cuModuleUnload(void* module) {
+  const Turn turn;
   free(module);
   --modules;
   return kSuccess;
@@ -472,14 +489,18 @@ API int cuStreamBeginCapture_v2(Stream* s, int mode) {
   BEGIN;
   if (mode != 1 || s->recording) return kInvalidValue;
   s->recording = true;
+  recorded = s;
   s->spoilt = false;
   s->graph = static_cast<Graph*>(calloc(1, sizeof(Graph)));
   ++graphs;
   return kSuccess;
 }
 API int cuStreamEndCapture(Stream* s, Graph** graph) {
+  const Turn turn;
   if (!s->recording) return kInvalidValue;
+  if (recorded != s) return kCaptureWrongThread;
   s->recording = false;
+  recorded = nullptr;
   *graph = s->graph;
   if (!s->spoilt) return kSuccess;
   free_graph(s->graph);
@@ -494,10 +515,12 @@ API int cuGraphInstantiateWithFlags(Graph** exec, Graph* graph, unsigned long lo
   return kSuccess;
 }
 API int cuGraphDestroy(Graph* graph) {
+  const Turn turn;
   free_graph(graph);
   return kSuccess;
 }
 API int cuGraphExecDestroy(Graph* exec) {
+  const Turn turn;
   free_graph(exec);
   return kSuccess;
 }

@@ -69,7 +69,12 @@ pub(super) enum Subcommand {
     /// alone. The result is read back and compared before it is put into its place.
     #[command(override_usage = "qlora-engine export FILE [KEY=VALUE]...", after_help = format!("{CONFIG}\n\nExample:\n  qlora-engine export file.yaml export_dir=merged export_format=gguf export_outtype=q4_k_m"))]
     Export(Raw),
-    /// Not yet: serve the OpenAI API
+    /// Serve the OpenAI API: one base, many adapters
+    ///
+    /// The config names the base, its template and its adapter; `--adapter NAME=PATH`, more than once, serves others beside
+    /// it. A request chooses by `model`: an adapter's name, or the base's. Many are answered at a time, in one batch.
+    /// Where a request says nothing else, tokens are drawn by the config's temperature, top_p, top_k, ...
+    #[command(override_usage = "qlora-engine api FILE [OPTION]... [KEY=VALUE]...", after_help = format!("{API}\n\n{CONFIG}"))]
     Api(Raw),
     /// Not yet: the board in a browser
     Webui(Raw),
@@ -124,6 +129,34 @@ Examples:
   qlora-engine generate file.yaml --prompt \"What is anemia?\" --greedy
   qlora-engine generate file.yaml --prompt-file questions.jsonl --json --max-new-tokens 256 > answers.jsonl
   cat questions.txt | qlora-engine generate file.yaml --prompt-file -";
+
+const API: &str = "\
+Options (and their environment variables):
+  --host ADDR             address to listen on (127.0.0.1: this machine alone; API_HOST)
+  --port N                port (8000; 0: any free one; API_PORT)
+  --adapter NAME=PATH     serve this adapter as NAME; PATH alone is named by its last part; more than once for more
+  --model-name NAME       what the base is called (the last part of model_name_or_path; API_MODEL_NAME)
+  --api-key-file FILE     take requests with one of these keys only, one a line (also API_KEY, and API_KEYS=a,b)
+  --adapters-dir DIR      let clients load and unload adapters from DIR, and from nowhere else, while it runs
+  --cors ORIGIN           let pages of this origin ask, * for all; more than once for more of them
+  --max-batch N           sequences computed at a time (32)
+  --cache-tokens N        tokens whose keys and values are kept (what fits max_memory, at most 2048 a sequence)
+  --max-queue N           requests that wait; one more gets 429 (128)
+  --max-body BYTES        of a request (1MiB)
+  --max-n N               answers to one prompt (8)
+  --request-timeout S     seconds a request may take (600)
+  --shutdown-timeout S    seconds that a stop waits for what runs (30)
+  --log-prompts           write requests and answers to the log
+
+It answers POST /v1/chat/completions, /v1/completions, /v1/load_lora_adapter, /v1/unload_lora_adapter, /answer and
+GET /v1/models, /health, /ready, /metrics. The log goes to standard error, a line of JSON for each request. SIGTERM or
+Ctrl-C finishes what runs and leaves; a second one leaves at once.
+
+Examples:
+  qlora-engine api file.yaml --adapter medical=saves/medical --adapter legal=saves/legal
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{\"model\": \"medical\", \"messages\": [{\"role\": \"user\", \"content\": \"What is anemia?\"}]}'
+  API_KEY=secret qlora-engine api file.yaml --host 0.0.0.0 --port 80 --adapters-dir saves";
 
 /// Everything after the command, untouched: it is for `config::load`.
 #[derive(Debug, clap::Args)]

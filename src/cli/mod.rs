@@ -1,5 +1,6 @@
 //! Command line: argv -> library call -> exit code. Errors are one line on stderr; results go to stdout.
 
+mod api;
 mod args;
 mod bench_serve;
 pub mod chat;
@@ -31,11 +32,11 @@ const STOPPED: u8 = 130;
 
 /// Runs the program and returns its exit code: 0, 1 after an error, 130 after a run that was stopped.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    start_log();
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
         Err(e) => return usage(&e),
     };
+    start_log(matches!(args.command, Subcommand::Api(_)));
     match run(args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -66,7 +67,7 @@ fn run(args: Args) -> Result<()> {
         }
         Subcommand::Chat(raw) => chat(raw),
         Subcommand::Export(raw) => with_config("export", &raw, Command::Export, export::run),
-        Subcommand::Api(raw) => not_yet("api", &raw),
+        Subcommand::Api(raw) => api(raw),
         Subcommand::Webui(_) => Err(Error::NotYet("`webui` is not built yet".to_string())),
         Subcommand::Webchat(_) => Err(Error::NotYet("`webchat` is not built yet".to_string())),
         Subcommand::Eval(raw) => with_config("eval", &raw, Command::Eval, eval::run),
@@ -91,6 +92,15 @@ fn chat(mut raw: Raw) -> Result<()> {
     }
     let adapters: Vec<PathBuf> = raw.take_values("--adapter")?.into_iter().map(PathBuf::from).collect();
     chat::run(&config_of("chat", &raw)?, &adapters)
+}
+
+fn api(mut raw: Raw) -> Result<()> {
+    if raw.asks_for_help() {
+        say(&help_of("api"));
+        return Ok(());
+    }
+    let options = api::take_options(&mut raw, &|name| std::env::var(name).ok())?;
+    api::run(&config_of("api", &raw)?, options)
 }
 
 fn generate(mut raw: Raw) -> Result<()> {
@@ -131,18 +141,6 @@ fn config_of(name: &str, raw: &Raw) -> Result<Config> {
         loaded::travelling(&mut config)?;
     }
     Ok(config)
-}
-
-/// The answer of a command to come. What its config asks for that will not be built is refused by name already.
-fn not_yet(name: &str, raw: &Raw) -> Result<()> {
-    if raw.asks_for_help() {
-        say(&help_of(name));
-        return Ok(());
-    }
-    if !raw.args.is_empty() {
-        config::load(&raw.args)?;
-    }
-    Err(Error::NotYet(format!("`{name}` is not built yet")))
 }
 
 /// Keys without effect, grouped by reason: a usual file has several of a kind.
@@ -197,24 +195,29 @@ fn usage(e: &clap::Error) -> ExitCode {
     }
 }
 
-/// Log lines go to stderr as `warning: ...`. QLORA_LOG sets the level (error, warn, info, debug, trace, off).
-fn start_log() {
-    let started = env_logger::Builder::new()
-        .filter_level(log::LevelFilter::Warn)
-        .parse_env("QLORA_LOG")
-        .format(|out, record| {
-            let level = match record.level() {
-                log::Level::Error => "error",
-                log::Level::Warn => "warning",
-                log::Level::Info => "info",
-                log::Level::Debug => "debug",
-                log::Level::Trace => "trace",
-            };
-            writeln!(out, "{level}: {}", record.args())
-        })
-        .try_init();
+/// Log lines go to stderr as `warning: ...`; those of a server as JSON, its requests among them. QLORA_LOG sets the level
+/// (error, warn, info, debug, trace, off).
+fn start_log(server: bool) {
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(log::LevelFilter::Warn);
+    if server {
+        builder.filter_module("qlora_engine::serve", log::LevelFilter::Info);
+    }
+    builder.parse_env("QLORA_LOG").format(move |out, record| {
+        let level = match record.level() {
+            log::Level::Error => "error",
+            log::Level::Warn => "warning",
+            log::Level::Info => "info",
+            log::Level::Debug => "debug",
+            log::Level::Trace => "trace",
+        };
+        match server {
+            true => writeln!(out, "{}", api::log_line(level, record.target(), &record.args().to_string())),
+            false => writeln!(out, "{level}: {}", record.args()),
+        }
+    });
     // Another program that embeds this one has a logger of its own, and keeps it.
-    drop(started);
+    drop(builder.try_init());
 }
 
 #[cfg(test)]
@@ -246,7 +249,7 @@ mod tests {
 
     #[test]
     fn help_names_an_example() {
-        for name in ["train", "inspect", "plan", "chat", "generate", "bench-serve"] {
+        for name in ["train", "inspect", "plan", "chat", "generate", "api", "bench-serve"] {
             assert!(help_of(name).contains(&format!("qlora-engine {name} ")), "{name}");
         }
     }

@@ -15,7 +15,7 @@ use std::path::Path;
 
 pub use read::Format;
 pub use run::*;
-pub use validate::Command;
+pub use validate::{Command, parse_bytes};
 
 use crate::error::{Error, Result};
 

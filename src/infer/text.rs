@@ -1,5 +1,7 @@
 //! Text from tokens as they come: pieces that will not change any more, and the strings at which an answer ends.
 
+use std::ops::Deref;
+
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 
@@ -15,16 +17,17 @@ const WINDOW: usize = 8;
 /// A piece is only given when no later token can change it. So a character that is spread over tokens comes with the last of
 /// them; and where a vocabulary spells bytes (`<0xE4>`), a run of those comes with the first token behind it, because one
 /// byte more can make the whole run unreadable.
-pub struct Streamer<'a> {
-    tokenizer: &'a Tokenizer,
+pub struct Streamer<T> {
+    /// A reference, or an owner such as `Arc`.
+    tokenizer: T,
     /// The last visible tokens.
     window: Vec<u32>,
     /// What of the window's text has been given.
     given: String,
 }
 
-impl<'a> Streamer<'a> {
-    pub fn new(tokenizer: &'a Tokenizer) -> Streamer<'a> {
+impl<T: Deref<Target = Tokenizer>> Streamer<T> {
+    pub fn new(tokenizer: T) -> Streamer<T> {
         Streamer { tokenizer, window: Vec::new(), given: String::new() }
     }
 

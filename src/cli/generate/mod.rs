@@ -102,7 +102,7 @@ pub(super) fn run(config: &Config, asked: &Asked) -> Result<()> {
 struct Heard<'a> {
     started: Instant,
     ended: Instant,
-    streamer: Streamer<'a>,
+    streamer: Streamer<&'a crate::data::tokenizer::Tokenizer>,
     stops: StopStrings,
     text: String,
     /// Whether one of the stop strings ended it.

@@ -17,6 +17,7 @@ use super::settings::{Settings, describe};
 use super::table::{self, Fine, Status};
 use crate::error::{Error, Result};
 
+pub use model::parse_bytes;
 pub use together::Command;
 
 /// Checks everything and builds the run.

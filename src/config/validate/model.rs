@@ -53,8 +53,7 @@ fn quantization_bit(s: &Settings) -> Result<Option<u8>> {
     }
 }
 
-/// Bytes, or a number with a unit: kB, MB, GB, TB are powers of 1000, KiB, MiB, GiB, TiB of 1024, as in
-/// Hugging Face's `max_memory`.
+/// As [`parse_bytes`] reads it.
 fn max_memory(s: &Settings) -> Result<Option<u64>> {
     const KEY: &str = "max_memory";
     const EXPECTED: &str = "a number of bytes above 0, or one with a unit such as \"10GB\" or \"8GiB\"";
@@ -70,7 +69,9 @@ fn max_memory(s: &Settings) -> Result<Option<u64>> {
     }
 }
 
-fn parse_bytes(text: &str) -> Option<f64> {
+/// Bytes, or a number with a unit: kB, MB, GB, TB are powers of 1000, KiB, MiB, GiB, TiB of 1024, as in
+/// Hugging Face's `max_memory`. None for anything else.
+pub fn parse_bytes(text: &str) -> Option<f64> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);

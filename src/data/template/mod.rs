@@ -6,6 +6,7 @@
 //! differ from their ids, which [`Sample`](crate::data::Sample) does not represent.
 
 mod builtin;
+mod calls;
 mod derive;
 mod jinja;
 mod ollama;
@@ -14,6 +15,8 @@ mod strftime;
 mod tools;
 
 pub use builtin::NAMES;
+pub use calls::ToolCall;
+pub use strftime::utc;
 pub use tools::ToolFormat;
 
 use crate::config::DataConfig;

@@ -1,6 +1,8 @@
 //! JSON as Python's `json` module reads and writes it, because tool descriptions and calls become text in a prompt:
 //! the order of keys, integers of any size and the spelling of floats have to survive the way there and back.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt::Write;
 
 /// Deepest nesting that is read; Python gives up near 1000.
@@ -221,6 +223,7 @@ impl Parser<'_> {
             Some(b'{') => {
                 self.at += 1;
                 let mut items: Vec<(String, Json)> = Vec::new();
+                let mut places: HashMap<String, usize> = HashMap::new();
                 self.space();
                 if self.word("}") {
                     return Ok(Json::Dict(items));
@@ -237,9 +240,16 @@ impl Parser<'_> {
                     }
                     self.space();
                     let v = self.value(depth + 1)?;
-                    match items.iter_mut().find(|(k, _)| *k == key) {
-                        Some(slot) => slot.1 = v,
-                        None => items.push((key, v)),
+                    match places.entry(key.clone()) {
+                        Entry::Occupied(place) => {
+                            if let Some(slot) = items.get_mut(*place.get()) {
+                                slot.1 = v;
+                            }
+                        }
+                        Entry::Vacant(place) => {
+                            place.insert(items.len());
+                            items.push((key, v));
+                        }
                     }
                     self.space();
                     if self.word("}") {

@@ -19,7 +19,7 @@ const MONTHS: [&str; 12] = [
 const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
 
 /// Now, by `format`: `%a %A %b %B %d %e %H %I %j %m %M %p %S %y %Y %F %T %%`; other letters stay as they are.
-pub(super) fn utc(format: &str) -> String {
+pub fn utc(format: &str) -> String {
     format_seconds(format, SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()))
 }
 
