@@ -73,9 +73,9 @@ fn misuse_is_one_line() {
     refused(&place, &["train"], &["needs a config"]);
     refused(&place, &["train", "missing.yaml"], &["missing.yaml"]);
     refused(&place, &["plan", "model"], &["model"]);
-    for name in ["api", "webui"] {
-        refused(&place, &[name], &[name, "not built yet"]);
-    }
+    refused(&place, &["webui"], &["webui", "not built yet"]);
+    refused(&place, &["api"], &["api", "needs a config"]);
+    refused(&place, &["api", "run.yaml", "--port", "x"], &["--port", "65535"]);
 }
 
 #[test]

@@ -96,7 +96,7 @@ pub(super) fn run(config: &Config, options: Options) -> Result<()> {
     let app = serve::open(config, options)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Error::config("api", format!("cannot start: {e}")))?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let server = Server::bind(app).await?;
         let address = server.address()?;
         if !address.ip().is_loopback() && !locked {
@@ -124,7 +124,10 @@ pub(super) fn run(config: &Config, options: Options) -> Result<()> {
                 format!("answers were cut off after {} s", limit.as_secs_f64()),
             )),
         }
-    })
+    });
+    // What a client has left behind half done is not waited for.
+    runtime.shutdown_background();
+    served
 }
 
 fn on(kind: SignalKind) -> Result<Signal> {

@@ -92,6 +92,22 @@ impl Registry {
         all.iter().find(|s| s.name == name).cloned().ok_or_else(|| ApiError::no_model(name, &self.names()))
     }
 
+    /// Runs `submit` while nobody can take `served` away, so that what is submitted finds its adapter.
+    ///
+    /// # Errors
+    /// 404 if it has been taken away since it was found, and what `submit` returns.
+    pub fn while_served<T>(
+        &self,
+        served: &Arc<Served>,
+        submit: impl FnOnce() -> std::result::Result<T, ApiError>,
+    ) -> std::result::Result<T, ApiError> {
+        let all = self.served.read().unwrap_or_else(PoisonError::into_inner);
+        match all.iter().any(|s| Arc::ptr_eq(s, served)) {
+            true => submit(),
+            false => Err(ApiError::no_model(&served.name, &all.iter().map(|s| s.name.clone()).collect::<Vec<_>>())),
+        }
+    }
+
     /// Serves what the worker already has as `adapter`, from `path`.
     ///
     /// # Errors

@@ -73,6 +73,14 @@ impl Engine {
         }
     }
 
+    pub fn is_ready(&self) -> bool {
+        match self {
+            Engine::Worker(w) => w.is_ready(),
+            #[cfg(test)]
+            Engine::Double(_) => true,
+        }
+    }
+
     pub fn stop(&self, limit: Duration) -> bool {
         match self {
             Engine::Worker(w) => w.stop(limit),

@@ -69,7 +69,8 @@ impl Double {
             }
             Script::Fail(ids) => {
                 say(ids);
-                to.send(Update::Failed(Error::Diverged { step: 1, why: "a logit is not finite".into() })).unwrap();
+                let e = Error::Diverged { step: 1, why: "a logit is not finite".into() };
+                to.send(Update::Failed(e.into())).unwrap();
             }
         }
         lock(&self.asked).push(request);

@@ -40,9 +40,9 @@ pub(super) async fn health() -> Response {
 
 /// Requests are taken.
 pub(super) async fn ready(State(app): Shared) -> Answered {
-    match app.stopping.load(Relaxed) {
-        false => Ok(respond(&json!({"status": "ready"}))),
-        true => Err(ApiError::stopping()),
+    match app.engine.is_ready() && !app.stopping.load(Relaxed) {
+        true => Ok(respond(&json!({"status": "ready"}))),
+        false => Err(ApiError::stopping()),
     }
 }
 
@@ -171,25 +171,25 @@ pub(super) fn ask(app: &App, job: &Job, record: Arc<Record>) -> Result<Answers, 
         job.prompts.iter().map(|p| room((c.max_tokens, c.max_param), (p.len(), job.field), app.context, &app.generate));
     let rooms = rooms.collect::<Result<Vec<usize>, ApiError>>()?;
     let seed = c.seed.unwrap_or_else(|| app.ids.seed());
-    let mut tickets: Vec<Ticket> = Vec::new();
-    for (prompt, room) in job.prompts.iter().zip(rooms) {
-        for i in 0..c.n {
-            let request = Request {
-                prompt: prompt.clone(),
-                max_new_tokens: room,
-                stops: job.served.voice.stops.clone(),
-                sampling: c.draws.over(&app.generate, seed.wrapping_add(i as u64)),
-                adapter: job.served.adapter,
-                logprobs: job.logprobs,
-            };
-            // On a refusal those that were taken are dropped, and so ended.
-            tickets.push(app.engine.submit(request).map_err(|refused| match refused {
-                Refused::Full => ApiError::busy(format!("{} requests wait already; try again", app.options.max_queue)),
-                Refused::Stopping => ApiError::stopping(),
-                Refused::Wrong(e) => ApiError::of(job.field, &e),
-            })?);
-        }
-    }
+    let submit = |prompt: &Vec<u32>, room: usize, i: usize| {
+        let request = Request {
+            prompt: prompt.clone(),
+            max_new_tokens: room,
+            stops: job.served.voice.stops.clone(),
+            sampling: c.draws.over(&app.generate, seed.wrapping_add(i as u64)),
+            adapter: job.served.adapter,
+            logprobs: job.logprobs,
+        };
+        app.engine.submit(request).map_err(|refused| match refused {
+            Refused::Full => ApiError::busy(format!("{} requests wait already; try again", app.options.max_queue)),
+            Refused::Stopping => ApiError::stopping(),
+            Refused::Wrong(e) => ApiError::of(job.field, &e),
+        })
+    };
+    let each = job.prompts.iter().zip(rooms).flat_map(|(prompt, room)| (0..c.n).map(move |i| (prompt, room, i)));
+    // On a refusal those that were taken are dropped, and so ended.
+    let all = || each.map(|(prompt, room, i)| submit(prompt, room, i)).collect::<Result<Vec<Ticket>, ApiError>>();
+    let tickets = app.registry.while_served(&job.served, all)?;
     let prompt = job.prompts.iter().map(Vec::len).sum();
     record.asks(prompt, tickets.len());
     let limit = app.options.request_timeout;

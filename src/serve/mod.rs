@@ -27,6 +27,8 @@ mod net;
 mod openai;
 mod options;
 mod start;
+#[cfg(test)]
+mod tests;
 mod voice;
 pub mod worker;
 

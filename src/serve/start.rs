@@ -57,10 +57,9 @@ pub fn open(config: &Config, options: Options) -> Result<App> {
         Some(asked) => asked,
         None => wanted.min(fitting(config, &hf, &model)?),
     };
-    let context = context.min(cache_tokens);
     let limits = Limits { batch: options.max_batch, cache_tokens, queue: options.max_queue };
     let worker = Worker::start(model, limits)?;
-    let generate = config.generate.clone();
+    let (context, generate) = (worker.longest(), config.generate.clone());
     Ok(App::new(options, Engine::Worker(worker), registry, generate, (context, hf.vocab_size)))
 }
 

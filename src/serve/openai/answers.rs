@@ -198,7 +198,8 @@ impl Answers {
                 };
                 Some(self.answers[index].end(reason).map_err(broken)?)
             }
-            Some(Update::Failed(Error::Stopped { .. })) | None => return Err(ApiError::stopping()),
+            // The worker was stopped before the answer was whole.
+            None => return Err(ApiError::stopping()),
             Some(Update::Failed(e)) => return Err(ApiError::failed(format!("the model failed: {e}"))),
         };
         if let Some((text, logprobs, finish)) = piece {
