@@ -103,6 +103,16 @@ pub(super) enum Subcommand {
     /// `per_device_eval_batch_size` at a time; a prompt's answer does not depend on the others.
     #[command(override_usage = "qlora-engine generate FILE --prompt TEXT [OPTION]... [KEY=VALUE]...", after_help = format!("{GENERATE}\n\n{CONFIG}"))]
     Generate(Raw),
+    /// Load a running server and tell how fast it answers
+    ///
+    /// Sends streamed requests to a server that speaks OpenAI's API and prints the time to the first token, the time per
+    /// output token, whole latencies by percentile, tokens and requests per second, and what failed. With `--rate`
+    /// requests come at random times whether or not the server keeps up, and their time counts from when they were due.
+    #[command(after_help = super::bench_serve::EXAMPLES)]
+    BenchServe(super::bench_serve::Options),
+    /// Ask a running server whether it is well; exit code 0 if so
+    #[command(hide = true)]
+    Health(super::health::Options),
 }
 
 const GENERATE: &str = "\

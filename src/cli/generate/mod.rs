@@ -1,6 +1,6 @@
 //! `generate`: answers to one prompt or to many, for people and for scripts.
 
-mod prompts;
+pub(super) mod prompts;
 
 use std::time::Instant;
 
