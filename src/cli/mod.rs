@@ -2,11 +2,13 @@
 
 mod api;
 mod args;
+mod bench_serve;
 pub mod chat;
 mod env;
 mod eval;
 pub mod export;
 mod generate;
+mod health;
 pub mod inspect;
 mod loaded;
 pub mod plan;
@@ -71,6 +73,7 @@ fn run(args: Args) -> Result<()> {
         Subcommand::Eval(raw) => with_config("eval", &raw, Command::Eval, eval::run),
         Subcommand::Predict(mut raw) if !raw.asks_for_help() => {
             let asked = predict::take_flags(&mut raw.args)?;
+            raw.take_adapter()?;
             match asked.scores {
                 Some(sheet) => predict::scores(&sheet),
                 None => with_config("predict", &raw, Command::Predict, |c| predict::run(c, asked.compare)),
@@ -78,6 +81,8 @@ fn run(args: Args) -> Result<()> {
         }
         Subcommand::Predict(raw) => with_config("predict", &raw, Command::Predict, |c| predict::run(c, false)),
         Subcommand::Generate(raw) => generate(raw),
+        Subcommand::BenchServe(options) => bench_serve::run(&options),
+        Subcommand::Health(options) => health::run(&options),
     }
 }
 
@@ -245,7 +250,7 @@ mod tests {
 
     #[test]
     fn help_names_an_example() {
-        for name in ["train", "inspect", "plan", "chat", "generate", "api"] {
+        for name in ["train", "inspect", "plan", "chat", "generate", "api", "bench-serve"] {
             assert!(help_of(name).contains(&format!("qlora-engine {name} ")), "{name}");
         }
     }

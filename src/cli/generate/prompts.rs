@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 /// One question, or a conversation that ends with one.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Prompt {
+pub(in crate::cli) struct Prompt {
     pub messages: Vec<Message>,
     /// Empty: the configured one.
     pub system: String,
@@ -93,7 +93,7 @@ fn messages(list: &Value) -> std::result::Result<(String, Vec<Message>), String>
 ///
 /// # Errors
 /// [`Error::File`] if it cannot be read or holds none, [`Error::Row`] naming the line that is wrong.
-pub(super) fn read(path: &str) -> Result<Vec<Prompt>> {
+pub(in crate::cli) fn read(path: &str) -> Result<Vec<Prompt>> {
     let (name, bytes) = match path {
         "-" => {
             let mut bytes = Vec::new();
