@@ -278,8 +278,10 @@ fn compile_stub(kernels: &[Kernel], out: &Path) {
     command.args(["-x", "none"]).arg(out.join("libqe_host_kernels.a"));
     let done = command.output().expect("the C++ compiler runs");
     assert!(done.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&done.stderr));
-    // The name that is looked for first.
-    fs::copy(&library, folder.join("libcuda.so")).unwrap();
+    // The name that is looked for first. A file of its own each time: a test that runs may have opened the last one.
+    let first = folder.join("libcuda.so");
+    let _ = fs::remove_file(&first);
+    fs::copy(&library, &first).unwrap();
 }
 
 /// bindgen's view of kernels/*.h, held to the committed src/device/abi.rs (or written there on request).

@@ -31,7 +31,9 @@
 //! | bytes and steps before a run, the loop, its files | [`train::plan`], `train/trainer`, [`train::log_files`] |
 //! | blocks of GGUF files, their tokenizers and names | [`quant::ggml`], [`data::gguf_tokenizer`], [`format::gguf`] |
 //! | tokens from a model: cache, batches, sampling, text as it comes | [`model::Cache`], [`infer`] |
+//! | requests that join and leave a running batch | [`infer::Engine`] |
 //! | predictions, scores, benchmarks | [`eval`] |
+//! | the server: OpenAI's protocol, the thread that owns the model | [`serve`], [`serve::worker`] |
 //! | merged folders, GGUF files, Modelfiles | [`export`] |
 //! | a subcommand | `cli/`, a file each |
 //!

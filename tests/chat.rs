@@ -104,12 +104,12 @@ fn adapters_answer_in_turn() {
         "{FIRST}\nclear\n/adapter adapter_rslora\n{FIRST}\nclear\n/adapter base\n{FIRST}\nclear\n/adapter adapter\n{FIRST}\n"
     );
     let ran = done(piped(&place, &["chat", "tiny.yaml", "--adapter", &two], &lines));
-    let alone = |adapter: &str| {
-        let ran = done(place.run(&["generate", "tiny.yaml", "--prompt", FIRST, "--json", adapter]));
+    let alone = |adapter: &[&str]| {
+        let ran = done(place.run(&[&["generate", "tiny.yaml", "--prompt", FIRST, "--json"], adapter].concat()));
         serde_json::from_str::<Value>(&ran.stdout).unwrap()["answer"].as_str().unwrap().to_string()
     };
-    let (one, two) = (alone(&format!("adapter_name_or_path={one}")), alone(&format!("adapter_name_or_path={two}")));
-    let base = alone("adapter_name_or_path=null");
+    let (one, two) = (alone(&[]), alone(&["--adapter", &two]));
+    let base = alone(&["adapter_name_or_path=null"]);
     assert!(one != two && one != base, "the adapters make no difference: {one:?}");
     assert_eq!(ran.stdout, format!("{one}\n{two}\n{base}\n{one}\n"));
 
@@ -203,6 +203,8 @@ fn generate_misuse_is_one_line() {
         (&["generate", "tiny.yaml", "--prompt-file", "long.txt"], &["prompt", "1 has", "tokens"]),
         (&["generate", "tiny.yaml", "--prompt", "a", "temperature=-1"], &["temperature"]),
         (&["generate", "tiny.yaml", "--prompt", "a", "--stop", ""], &["stop"]),
+        (&["generate", "tiny.yaml", "--prompt", "a", "--adapter", "no/such"], &["no/such"]),
+        (&["generate", "tiny.yaml", "--prompt", "a", "--adapter", "x", "--adapter", "y"], &["--adapter", "twice"]),
     ] {
         refused(&place.run(args), words);
     }

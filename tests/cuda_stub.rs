@@ -397,12 +397,14 @@ fn too_little_memory_is_told_with_the_figures() {
 #[test]
 fn what_cannot_be_used_is_refused() {
     let name = "what_cannot_be_used_is_refused";
-    let cases: [(&[(&str, &str)], &str); 7] = [
+    let cases: [(&[(&str, &str)], &str); 8] = [
         (&[("QLORA_STUB_DRIVER", "11080")], "the NVIDIA driver offers CUDA 11.8; this program needs"),
         (&[("QLORA_STUB_GPUS", "0")], "no CUDA-capable device is detected (CUDA_ERROR_NO_DEVICE)"),
         (&[("QLORA_STUB_CAPABILITY", "7.5")], "Stub 3080 has compute capability 7.5; 8.0 is needed"),
         (&[("STUB_ORDINAL", "3")], "GPU 3 was asked for; the driver sees 1"),
-        (&[("QLORA_STUB_FAIL", "cuInit:803")], "cuInit: unknown error"),
+        (&[("QLORA_STUB_FAIL", "cuInit:999")], "cuInit: unknown error (CUDA_ERROR_UNKNOWN)"),
+        // A code that neither this program nor the driver has a name for.
+        (&[("QLORA_STUB_FAIL", "cuInit:12345")], "cuInit: error 12345, which this driver does not explain"),
         (&[("QLORA_KERNELS", "/nonexistent")], "QLORA_KERNELS: /nonexistent/rms_norm.fatbin"),
         (
             &[("QLORA_KERNELS", "STUB_BAD")],

@@ -172,7 +172,7 @@ fn what_was_trained_predicts_and_is_compared() {
     let tuned = rows(&place, "out/generated_predictions.jsonl");
     assert_eq!(tuned.len(), 10);
 
-    let compare = ["predict", "run.yaml", "--compare", "base", "output_dir=cmp", "adapter_name_or_path=out"];
+    let compare = ["predict", "run.yaml", "--compare", "base", "output_dir=cmp", "--adapter", "out"];
     let said = ran(&place, &[&compare[..], &PREDICT[..]].concat());
     assert!(said.contains("adapter") && said.contains("bleu-4"), "{said}");
     assert_eq!(rows(&place, "cmp/generated_predictions.jsonl"), tuned, "the adapter is the one that was trained");

@@ -42,6 +42,7 @@ enum Code {
   kCaptureUnsupported = 900,
   kCaptureInvalidated = 901,
   kCaptureWrongThread = 908,
+  kUnknown = 999,
 };
 
 struct KernelEntry {
@@ -226,7 +227,8 @@ API int cuGetErrorName(int code, const char** text) {
     case kCaptureUnsupported: *text = "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED"; break;
     case kCaptureInvalidated: *text = "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED"; break;
     case kCaptureWrongThread: *text = "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD"; break;
-    default: *text = "CUDA_ERROR_UNKNOWN"; break;
+    case kUnknown: *text = "CUDA_ERROR_UNKNOWN"; break;
+    default: *text = nullptr; return kInvalidValue;
   }
   return kSuccess;
 }
@@ -242,7 +244,8 @@ API int cuGetErrorString(int code, const char** text) {
     case kCaptureUnsupported: *text = "operation not permitted when stream is capturing"; break;
     case kCaptureInvalidated: *text = "operation failed due to a previous error during capture"; break;
     case kCaptureWrongThread: *text = "attempt to terminate a thread-local capture sequence from another thread"; break;
-    default: *text = "unknown error"; break;
+    case kUnknown: *text = "unknown error"; break;
+    default: *text = nullptr; return kInvalidValue;
   }
   return kSuccess;
 }

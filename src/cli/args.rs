@@ -92,8 +92,9 @@ pub(super) enum Subcommand {
     ///
     /// Writes generated_predictions.jsonl as the answers come, and predict_results.json (BLEU-4, ROUGE) to `output_dir`. A
     /// run that was stopped goes on where it was. With `--compare base` the base answers too: both side by side in
-    /// comparison.md, and in comparison.csv for people to score from 1 to 5; `--scores` sums up such a sheet.
-    #[command(override_usage = "qlora-engine predict FILE [--compare base] [KEY=VALUE]...\n       qlora-engine predict --scores SHEET", after_help = format!("{CONFIG}\n\nExamples:\n  qlora-engine predict file.yaml eval_dataset=test max_new_tokens=128 --compare base\n  qlora-engine predict --scores saves/mine/comparison.csv"))]
+    /// comparison.md, and in comparison.csv for people to score from 1 to 5; `--scores` sums up such a sheet. `--adapter`
+    /// names the adapter that answers, in place of the config's own.
+    #[command(override_usage = "qlora-engine predict FILE [--adapter FOLDER] [--compare base] [KEY=VALUE]...\n       qlora-engine predict --scores SHEET", after_help = format!("{CONFIG}\n\nExamples:\n  qlora-engine predict file.yaml eval_dataset=test max_new_tokens=128 --compare base\n  qlora-engine predict --scores saves/mine/comparison.csv"))]
     Predict(Raw),
     /// Answer one prompt or a file of them
     ///
@@ -119,6 +120,7 @@ Options:
   --prompt TEXT         what is asked; more than once for more of them
   --prompt-file FILE    a .txt with a prompt a line, a .jsonl with {\"prompt\": ..} or {\"messages\": [..]} a line, or -
                         for standard input
+  --adapter FOLDER      the adapter that answers, in place of the config's own
   --greedy              always the most likely token (do_sample=false)
   --max-new-tokens N    tokens of an answer at most (1024 unless the config says otherwise)
   --seed N              of the draws; the same seed gives the same answers
@@ -188,6 +190,23 @@ impl Raw {
         }
         self.args = rest;
         Ok(values)
+    }
+
+    /// Makes `--adapter FOLDER` the setting that it stands for: the adapter takes the place of the config's own.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if it has no value, or if there are several: one answers.
+    pub fn take_adapter(&mut self) -> Result<()> {
+        match self.take_values("--adapter")?.as_slice() {
+            [] => {}
+            // As a list: a folder's name may have a comma in it.
+            [folder] => self.args.push(format!("adapter_name_or_path={}", serde_json::json!([folder]))),
+            [_, second, ..] => {
+                let why = format!("is given twice, but only one answers (`chat` loads several): leave out {second}");
+                return Err(Error::config("--adapter", why));
+            }
+        }
+        Ok(())
     }
 
     /// Takes `name` out of the arguments; whether it stood there.

@@ -73,6 +73,7 @@ fn run(args: Args) -> Result<()> {
         Subcommand::Eval(raw) => with_config("eval", &raw, Command::Eval, eval::run),
         Subcommand::Predict(mut raw) if !raw.asks_for_help() => {
             let asked = predict::take_flags(&mut raw.args)?;
+            raw.take_adapter()?;
             match asked.scores {
                 Some(sheet) => predict::scores(&sheet),
                 None => with_config("predict", &raw, Command::Predict, |c| predict::run(c, asked.compare)),

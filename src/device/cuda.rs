@@ -1,17 +1,15 @@
-//! NVIDIA's driver (`libcuda.so.1`, opened at run time): one GPU, one stream, its memory, kernels and graphs. The only file
-//! that names cudarc.
+//! A GPU by way of NVIDIA's driver: one stream, its memory, kernels and graphs.
 //!
-//! cudarc panics where the library or a symbol of it is missing, so both are looked at first: [`driver_version`] is asked
-//! before anything else is called, and every symbol used here is in the drivers that [`Cuda::open`] accepts.
+//! [`driver_version`] is asked before anything else is called: without the driver's library nothing can be.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr;
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 
-use cudarc::driver::sys::{self, CUdevice_attribute as Attr, CUfunction_attribute as FuncAttr};
-
+use super::driver::types::{self as sys, CUdevice_attribute as Attr, CUfunction_attribute as FuncAttr};
+use super::driver::{self, is_present};
 use super::kernel::kernels;
 use super::lock;
 use super::queue::{Said, Work};
@@ -50,24 +48,11 @@ fn folder() -> Option<PathBuf> {
 /// Calls the driver. An error becomes its text, with the call's name.
 macro_rules! call {
     ($f:ident($($arg:expr),* $(,)?)) => {
-        // SAFETY: the library is there and has the symbol (see above). Handles are those that `Cuda` made and still holds,
-        // on the context that `bind` made current; pointers lead to variables or memory that outlive the call, or, for
-        // asynchronous copies, to memory that is kept until an event or a synchronisation says that they are done.
-        said(stringify!($f), unsafe { sys::$f($($arg),*) })
+        // SAFETY: the library is there (see above). Handles are those that `Cuda` made and still holds, on the context that
+        // `bind` made current; pointers lead to variables or memory that outlive the call, or, for asynchronous copies, to
+        // memory that is kept until an event or a synchronisation says that they are done.
+        unsafe { driver::$f($($arg),*) }
     };
-}
-
-fn said(call: &str, code: sys::CUresult) -> Said<()> {
-    code.result().map_err(|e| {
-        let text = |t: std::result::Result<&CStr, _>| t.map_or("?".into(), |t| t.to_string_lossy().into_owned());
-        format!("{call}: {} ({})", text(e.error_string()), text(e.error_name()))
-    })
-}
-
-fn library_is_present() -> bool {
-    static PRESENT: OnceLock<bool> = OnceLock::new();
-    // SAFETY: opens the driver's library, whose initialisers any CUDA program runs.
-    *PRESENT.get_or_init(|| unsafe { sys::is_culib_present() })
 }
 
 /// The CUDA version of the driver; None where there is no driver.
@@ -75,7 +60,7 @@ fn library_is_present() -> bool {
 /// # Errors
 /// [`Error::Gpu`] if its library is there but does not answer.
 pub fn driver_version() -> Result<Option<(u32, u32)>> {
-    if !library_is_present() {
+    if !is_present() {
         return Ok(None);
     }
     let mut version = 0;
@@ -98,7 +83,7 @@ fn driver_number(version: (u32, u32)) -> Option<u32> {
 /// Says so if there is a driver, but this binary was built without kernels for its GPU.
 pub fn built_without_kernels() -> Option<String> {
     let none = kernels::FATBINS.is_empty() && folder().is_none();
-    (none && library_is_present()).then(|| {
+    (none && is_present()).then(|| {
         "an NVIDIA driver is here, but this program was built without GPU kernels and runs on the CPU; \
          for the GPU run `make setup`, then build again"
             .to_string()
@@ -299,7 +284,7 @@ impl Cuda {
     /// # Errors
     /// [`Error::Gpu`] if there is no driver, no such GPU, no kernel for it in this binary, or if driver or GPU are too old.
     pub(super) fn open(ordinal: usize) -> Result<Self> {
-        if !library_is_present() {
+        if !is_present() {
             return Err(Error::Gpu(
                 "there is no NVIDIA driver here (libcuda.so.1); without a GPU the CPU is used".into(),
             ));

@@ -6,6 +6,7 @@ pub mod abi;
 mod buffer;
 mod card;
 mod cuda;
+mod driver;
 pub mod gemm;
 #[cfg(feature = "host-kernels")]
 pub(crate) mod host;

@@ -1,6 +1,6 @@
 //! Plain loops compiled for the widest vectors of the machine, and an exponential that vectorises.
 //!
-//! A closure handed to [`wide`] is inlined into a function with the vector features switched on, so the compiler
+//! What is handed to [`wide`] is inlined into a function with the vector features switched on, so the compiler
 //! vectorises its loops for them. No fused multiply-add is ever introduced by that, so the bits are those of the
 //! portable build.
 
@@ -17,10 +17,22 @@ mod x86 {
     }
 }
 
-/// Runs `f`, compiled for the machine's vectors where it was inlined. The bodies of `f`'s loops have to be inlined too:
-/// mark the functions they call `#[inline(always)]`.
+/// Evaluates an expression, compiled for the machine's vectors. The bodies of its loops have to be inlined too: mark the
+/// functions they call `#[inline(always)]`.
+macro_rules! wide {
+    ($body:expr) => {
+        $crate::device::simd::widened(
+            // Left to itself, the compiler does not inline a larger closure: it would run without the vectors.
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use wide;
+
+/// Runs `f` in a function with the machine's vector features. By [`wide!`] alone, which sees to it that `f` is inlined.
 #[inline(always)]
-pub fn wide<R>(f: impl FnOnce() -> R) -> R {
+pub(crate) fn widened<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512bw")
@@ -51,16 +63,19 @@ pub fn exp(x: f32) -> f32 {
     const LN2_LO: f32 = -2.121_944_4e-4;
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
     let clamped = x.clamp(-87.3, 88.7);
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (clamped - n * LN2_HI) - n * LN2_LO;
     let mut p = 1.0 / 5040.0;
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         p = p * r + c;
     }
     // 2^n in two halves: n = 128 alone is not a finite f32.
-    let half = (n as i32) >> 1;
-    let rest = (n as i32) - half;
-    let pow2 = |k: i32| f32::from_bits(((k + 127) as u32) << 23);
+    // Between 2^23 and 2^24 neighbours are 1 apart: the bits count. (A NaN counts as anything, and is put right below.)
+    let k = shifted.to_bits().wrapping_sub(ROUND.to_bits()) as i32;
+    let half = k >> 1;
+    let rest = k.wrapping_sub(half);
+    let pow2 = |k: i32| f32::from_bits((k.wrapping_add(127) as u32) << 23);
     let y = p * pow2(half) * pow2(rest);
     let y = if x < -87.3 { 0.0 } else { y };
     let y = if x > 88.72 { f32::INFINITY } else { y };
@@ -91,7 +106,7 @@ mod tests {
     fn wide_gives_the_bits_of_the_portable_build() {
         let xs: Vec<f32> = (0..10_000).map(|i| (i as f32) * 0.013 - 80.0).collect();
         let portable: Vec<f32> = xs.iter().map(|&x| exp(x)).collect();
-        let wide = wide(|| xs.iter().map(|&x| exp(x)).collect::<Vec<f32>>());
+        let wide = wide!(xs.iter().map(|&x| exp(x)).collect::<Vec<f32>>());
         assert!(portable.iter().zip(&wide).all(|(a, b)| a.to_bits() == b.to_bits()));
     }
 }

@@ -108,7 +108,7 @@ impl Params {
             Exec::Cpu(pool) => by_dtype!(compute.dtype(), T => {
                 let from = master.slice::<<T as Float>::Acc>();
                 for_rows(pool, 8192, rows_of(compute.slice_mut::<T>(), 1), |r, to| {
-                    wide(|| to.iter_mut().zip(&from[r]).for_each(|(to, &x)| *to = T::narrow(x)));
+                    wide!(to.iter_mut().zip(&from[r]).for_each(|(to, &x)| *to = T::narrow(x)));
                 });
             }),
             Exec::Kernels(l) => {

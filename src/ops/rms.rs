@@ -16,7 +16,7 @@ fn rstd<T: Float>(x: &[T], eps: f64) -> T::Acc {
 pub(crate) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], eps: f64) {
     let n = w.len();
     for_rows(pool, 32, rows_of(y, n), |rows, y| {
-        wide(|| {
+        wide!({
             for (y, x) in y.chunks_exact_mut(n).zip(x[rows.start * n..rows.end * n].chunks_exact(n)) {
                 let r = rstd(x, eps);
                 for c in 0..n {
@@ -30,7 +30,7 @@ pub(crate) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], eps: f64
 pub(crate) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T], w: &[T], dy: &[T], eps: f64) {
     let n = w.len();
     for_rows(pool, 32, rows_of(dx, n), |rows, dx| {
-        wide(|| {
+        wide!({
             let (x, dy) = (&x[rows.start * n..rows.end * n], &dy[rows.start * n..rows.end * n]);
             for ((dx, x), dy) in dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(dy.chunks_exact(n)) {
                 let r = rstd(x, eps);
@@ -48,7 +48,7 @@ pub(crate) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T]
 /// dw[c] += sum over rows, in the order of the rows.
 pub(crate) fn bwd_weight<T: Float>(_pool: &Pool, dw: &mut [T::Acc], x: &[T], dy: &[T], eps: f64) {
     let n = dw.len();
-    wide(|| {
+    wide!({
         for (x, dy) in x.chunks_exact(n).zip(dy.chunks_exact(n)) {
             let r = rstd(x, eps);
             for c in 0..n {

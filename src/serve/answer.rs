@@ -63,8 +63,7 @@ async fn in_body(app: &App, headers: &HeaderMap, body: Body) -> Result<String, A
     let missing = || {
         ApiError::invalid("question", "`question` is missing: POST /answer?question=.. or a body {\"question\": ..}")
     };
-    let no_body = headers.get("content-length").is_none_or(|n| n == "0") && headers.get("transfer-encoding").is_none();
-    if no_body {
+    if hyper::body::Body::is_end_stream(&body) {
         return Err(missing());
     }
     let body = object(&app.json(headers, body).await?)?;

@@ -13,7 +13,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio_stream::StreamExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::adapters::Registry;
@@ -31,6 +32,8 @@ use crate::infer::Request as Asked;
 
 /// A body must have come within this time.
 const BODY_TIME: Duration = Duration::from_secs(30);
+/// A body that is too large by no more than this factor is read to its end: a client hears nothing while it sends.
+const PATIENCE: usize = 8;
 
 /// The way to the model. Tests put another in its place.
 #[derive(Clone)]
@@ -103,6 +106,8 @@ pub struct App {
     pub(super) metrics: Arc<Metrics>,
     pub(super) ids: Arc<Ids>,
     pub(super) stopping: AtomicBool,
+    /// Closed while no request is under way.
+    pub(super) live: watch::Sender<()>,
     /// Requests that are read and tokenised: as many wait for it as may wait for the model, and a core works on each.
     preparing: Arc<Semaphore>,
     cores: Arc<Semaphore>,
@@ -130,6 +135,7 @@ impl App {
             metrics: Arc::new(Metrics::new()),
             ids: Arc::new(Ids::new()),
             stopping: AtomicBool::new(false),
+            live: watch::Sender::new(()),
             preparing: Arc::new(Semaphore::new(waiting)),
             cores: Arc::new(Semaphore::new(cores)),
             loading: Arc::new(Semaphore::new(1)),
@@ -198,19 +204,29 @@ impl App {
             let why = format!("the body is larger than the {most} bytes that are allowed");
             ApiError::refused(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", why)
         };
+        let bears = most.saturating_mul(PATIENCE);
         let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-        if length.is_some_and(|n| n > most as u64) {
+        if length.is_some_and(|n| n > bears as u64) {
             return Err(too_large());
         }
-        match tokio::time::timeout(BODY_TIME, axum::body::to_bytes(body, most)).await {
-            Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(e)) if e.to_string().contains("limit") => Err(too_large()),
-            Ok(Err(_)) => Err(ApiError::bad("the body broke off")),
-            Err(_) => {
-                let why = format!("the body did not come within {} seconds", BODY_TIME.as_secs());
-                Err(ApiError::refused(StatusCode::REQUEST_TIMEOUT, "body_timeout", why))
+        let mut pieces = body.into_data_stream();
+        let read = async {
+            let (mut whole, mut size) = (Vec::new(), 0usize);
+            while let Some(piece) = pieces.next().await {
+                let piece = piece.map_err(|_| ApiError::bad("the body broke off"))?;
+                size = size.saturating_add(piece.len());
+                match size {
+                    size if size <= most => whole.extend_from_slice(&piece),
+                    size if size <= bears => whole = Vec::new(),
+                    _ => break,
+                }
             }
-        }
+            if size <= most { Ok(Bytes::from(whole)) } else { Err(too_large()) }
+        };
+        tokio::time::timeout(BODY_TIME, read).await.unwrap_or_else(|_| {
+            let why = format!("the body did not come within {} seconds", BODY_TIME.as_secs());
+            Err(ApiError::refused(StatusCode::REQUEST_TIMEOUT, "body_timeout", why))
+        })
     }
 
     /// A body of JSON. Only what says so is taken: that keeps web pages, which may send plain text anywhere, outside.
@@ -292,7 +308,9 @@ fn endpoint(path: &str) -> &'static str {
 async fn around(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let endpoint = endpoint(request.uri().path());
     let id = app.ids.hex();
-    let record = Arc::new(Record::new(id.clone(), endpoint, app.metrics.clone(), app.options.log_prompts));
+    let mut record = Record::new(id.clone(), endpoint, app.metrics.clone(), app.options.log_prompts);
+    record.live = Some(app.live.subscribe());
+    let record = Arc::new(record);
     let open = matches!(endpoint, "/health" | "/ready" | "/metrics");
     let allowed = if open { Ok(()) } else { app.options.keys.check(request.headers()) };
     request.extensions_mut().insert(record.clone());

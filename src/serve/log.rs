@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
+use tokio::sync::watch;
 
 use super::metrics::{Metrics, Taken};
 
@@ -30,6 +31,8 @@ pub(super) struct Record {
     asks: AtomicBool,
     complete: AtomicBool,
     rest: Mutex<Rest>,
+    /// Held while the request is under way: a stop waits for it.
+    pub live: Option<watch::Receiver<()>>,
 }
 
 #[derive(Default)]
@@ -59,6 +62,7 @@ impl Record {
             asks: AtomicBool::new(false),
             complete: AtomicBool::new(false),
             rest: Mutex::default(),
+            live: None,
         }
     }
 

@@ -25,6 +25,8 @@ const HEAD_TIME: Duration = Duration::from_secs(65);
 const HEAD_BYTES: usize = 64 << 10;
 /// What answers get to reach their clients once the model has stopped.
 const LAST_BYTES: Duration = Duration::from_secs(5);
+/// And connections to be closed, after that.
+const CLOSING: Duration = Duration::from_secs(1);
 /// The wait after a connection could not be taken, such as for want of file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -98,9 +100,11 @@ impl Server {
         };
         drop((self.listener, close));
         closing.send_replace(true);
-        // Ready when the last connection has dropped its end.
-        let gone = tokio::time::timeout(LAST_BYTES, closing.closed()).await.is_ok();
-        finished && gone
+        // What is under way counts; a connection on which nobody asks for anything is not waited for as long.
+        let answered = tokio::time::timeout(LAST_BYTES, self.app.live.closed()).await.is_ok();
+        // Closed when the last connection has dropped its end.
+        drop(tokio::time::timeout(CLOSING, closing.closed()).await);
+        finished && answered
     }
 }
 

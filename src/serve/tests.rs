@@ -41,7 +41,7 @@ impl Server {
         let double = Arc::new(Double::new(Script::Say(tokenizer.encode(script).unwrap())));
         let registry = Registry::new("base", Voices::new(&config, &base), options.adapters_dir.as_deref()).unwrap();
         registry.add("medical", Path::new("no/such/folder"), 3).unwrap();
-        let app = App::new(options, Engine::Double(double.clone()), registry, config.generate, (512, 1000));
+        let app = App::new(options, Engine::Double(double.clone()), registry, config.generate, (512, 1 << 16));
         let app = Arc::new(app);
         Server { double, router: router(app.clone()).unwrap(), app, tokenizer }
     }
@@ -244,7 +244,7 @@ fn completions_of_texts_and_of_ids() {
             events.iter().map(|e| e["choices"][0]["logprobs"]["tokens"].as_array().unwrap().len()).sum();
         assert_eq!(scored, ids.len());
         assert_eq!(s.double.asked.lock().unwrap().last().unwrap().prompt, [5, 6]);
-        let (status, e) = s.told("/v1/completions", json!({"model": "base", "prompt": [5, 1000]})).await;
+        let (status, e) = s.told("/v1/completions", json!({"model": "base", "prompt": [5, 1 << 16]})).await;
         assert_eq!((status, &e["error"]["param"]), (400, &json!("prompt")));
     });
 }

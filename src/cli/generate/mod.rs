@@ -35,6 +35,7 @@ pub(super) fn take_options(raw: &mut Raw) -> Result<Asked> {
     let files = raw.take_values("--prompt-file")?;
     let stops = raw.take_values("--stop")?;
     let json = raw.take_flag("--json");
+    raw.take_adapter()?;
     if raw.take_flag("--greedy") {
         raw.args.push("do_sample=false".into());
     }
@@ -185,6 +186,8 @@ mod tests {
             assert!(asked.json && asked.stops.is_empty());
             assert_eq!(rest, ["a.yaml", "seed=1", "do_sample=false"]);
         }
+        let (_, rest) = take(&["--adapter", "saves/a, b", "a.yaml", "--prompt", "x"]).unwrap();
+        assert_eq!(rest, ["a.yaml", "adapter_name_or_path=[\"saves/a, b\"]"]);
         let (asked, rest) =
             take(&["a.yaml", "--prompt", "--json", "--stop", "x", "--stop=y", "--prompt", "b"]).unwrap();
         assert_eq!(asked.prompts, [Prompt::of_text("--json"), Prompt::of_text("b")]);
@@ -198,6 +201,8 @@ mod tests {
             (&["a.yaml", "--prompt"], "--prompt"),
             (&["a.yaml", "--prompt-file", "no-such.txt"], "no-such.txt"),
             (&["a.yaml", "--prompt", "a", "--stop", ""], "stop"),
+            (&["a.yaml", "--prompt", "a", "--adapter"], "--adapter"),
+            (&["a.yaml", "--prompt", "a", "--adapter", "x", "--adapter=y"], "leave out y"),
         ] {
             let e = take(args).err().unwrap().to_string();
             assert!(e.contains(word) && !e.contains('\n'), "{args:?}: {e}");

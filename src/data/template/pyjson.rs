@@ -43,6 +43,14 @@ impl Json {
         }
     }
 
+    /// The text, if this is one.
+    pub fn as_str(&self) -> Option<&str> {
+        match self {
+            Json::Str(s) => Some(s),
+            _ => None,
+        }
+    }
+
     /// `json.dumps(self, ensure_ascii=False, indent=indent)`.
     pub fn dumps(&self, indent: Option<usize>) -> String {
         let mut out = String::new();

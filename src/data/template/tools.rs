@@ -1,6 +1,11 @@
 //! How tools are described in the system prompt and how calls are written in an answer: one variant per tool format.
 
+use std::collections::HashSet;
+
 use super::pyjson::Json;
+
+/// Longest `required` that is looked into if it is a string.
+const LONGEST_REQUIRED: usize = 4096;
 
 /// A tool format by LLaMA-Factory's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -147,15 +152,19 @@ fn describe_plainly(tool: &Json) -> Result<(String, String), String> {
     let Some(Json::Dict(properties)) = parameters.get("properties") else {
         return Err(format!("tool `{name}` has no object `properties` in its `parameters`"));
     };
+    let in_list: HashSet<&str> = match parameters.get("required") {
+        Some(Json::List(keys)) => keys.iter().filter_map(Json::as_str).collect(),
+        _ => HashSet::new(),
+    };
     let mut args = String::new();
     for (key, param) in properties {
         if !matches!(param, Json::Dict(_)) {
             return Err(format!("tool `{name}`: parameter `{key}` must be an object"));
         }
         let required = match parameters.get("required") {
-            Some(Json::List(keys)) => keys.contains(&Json::Str(key.clone())),
-            Some(Json::Str(s)) => s.contains(key.as_str()),
-            _ => false,
+            // Python's `in` looks for a part of a string. Nobody means a long one, and to search it for each key takes long.
+            Some(Json::Str(s)) => s.len() <= LONGEST_REQUIRED && s.contains(key.as_str()),
+            _ => in_list.contains(key.as_str()),
         };
         let choices = match param.get("enum") {
             Some(Json::List(v)) if !v.is_empty() => {
@@ -195,6 +204,28 @@ mod tests {
         let e = ToolFormat::Qwen.write_calls("{\"name\": \"f\"}").unwrap_err();
         assert!(e.contains("arguments"), "{e}");
         assert_eq!(ToolFormat::Qwen.describe("[]", "").unwrap(), "");
+    }
+
+    /// Each would take minutes if every required name were compared with every parameter.
+    #[test]
+    fn many_parameters_are_described_in_linear_time() {
+        let names = || (0..200_000).map(|i| format!("\"p{i}\""));
+        let properties: Vec<String> = names().map(|n| format!("{n}: {{}}")).collect();
+        let long = format!("\"{}\"", "x".repeat(1 << 20));
+        for required in [format!("[{}]", names().collect::<Vec<_>>().join(", ")), long] {
+            let tool = format!(
+                "[{{\"name\": \"f\", \"parameters\": {{\"properties\": {{{}}}, \"required\": {required}}}}}]",
+                properties.join(", ")
+            );
+            let start = std::time::Instant::now();
+            let text = ToolFormat::Default.describe(&tool, "").unwrap();
+            assert_eq!(text.contains("p199999 (, required)"), required.starts_with('['));
+            assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
+        }
+        let tool =
+            r#"[{"name": "f", "parameters": {"properties": {"city": {}, "day": {}}, "required": "city, unit"}}]"#;
+        let text = ToolFormat::Default.describe(tool, "").unwrap();
+        assert!(text.contains("city (, required)") && text.contains("day ()"), "{text}");
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl FromBlocks for f32 {
         unsafe { super::x86_ggml::to_f32::expand(format, blocks, out) }
     }
     fn round(values: &mut [f32]) {
-        wide(|| values.iter_mut().for_each(|v| *v = f32::from_bits(u32::from(to_bf16(*v).to_bits()) << 16)));
+        wide!(values.iter_mut().for_each(|v| *v = f32::from_bits(u32::from(to_bf16(*v).to_bits()) << 16)));
     }
 }
 
@@ -191,7 +191,7 @@ fn round(values: &[f32], out: &mut [bf16], simd: Simd) {
         return unsafe { super::x86::round(values.as_ptr(), values.len().min(out.len()), out.as_mut_ptr()) };
     }
     let _ = simd;
-    wide(|| out.iter_mut().zip(values).for_each(|(o, v)| *o = to_bf16(*v)));
+    wide!(out.iter_mut().zip(values).for_each(|(o, v)| *o = to_bf16(*v)));
 }
 
 /// To nearest even; written so that loops over it vectorise.

@@ -49,7 +49,7 @@ impl Elem for f32 {
                     // SAFETY: both slices have this length; the families that say so have AVX-512.
                     return unsafe { super::x86::widen(x.as_ptr(), x.len(), out.as_mut_ptr()) };
                 }
-                wide(|| out.iter_mut().zip(x).for_each(|(o, v)| *o = f32::from_bits(u32::from(v.to_bits()) << 16)));
+                wide!(out.iter_mut().zip(x).for_each(|(o, v)| *o = f32::from_bits(u32::from(v.to_bits()) << 16)));
             }
             Src::Bf16(x) => {
                 for (o, v) in out.iter_mut().zip(x[start..].iter().step_by(step.max(1))) {

@@ -22,7 +22,7 @@ pub(super) fn step<A: Real>(pool: &Pool, flat: Flat, runs: &Runs, a: AdamW, norm
                 let (p, m, v) = (&mut p[range.clone()], &mut m[range.clone()], &mut v[range.clone()]);
                 let g = &g.slice::<A>()[range.clone()];
                 for_rows(pool, 4096, (rows_of(p, 1), rows_of(m, 1), rows_of(v, 1)), |r, (p, m, v)| {
-                    wide(|| update(c, p, m, v, &g[r]))
+                    wide!(update(c, p, m, v, &g[r]))
                 });
             }
         }
@@ -31,7 +31,7 @@ pub(super) fn step<A: Real>(pool: &Pool, flat: Flat, runs: &Runs, a: AdamW, norm
     if let Some(copy) = copy {
         let from = p.slice::<A>();
         for_rows(pool, 8192, rows_of(copy.slice_mut::<bf16>(), 1), |r, to| {
-            wide(|| to.iter_mut().zip(&from[r]).for_each(|(to, x)| *to = bf16::narrow(x.f64() as f32)));
+            wide!(to.iter_mut().zip(&from[r]).for_each(|(to, x)| *to = bf16::narrow(x.f64() as f32)));
         });
     }
 }
@@ -94,7 +94,7 @@ fn eight_bit(pool: &Pool, p: &mut Tensor, m: &mut Codes, v: &mut Codes, g: &Tens
             let part = range.start.max(start) - start..range.end.min(start + n) - start;
             let g = &g[start + part.start..start + part.end];
             let (p, m, v) = (&mut p[part.clone()], &mut wide_m[part.clone()], &mut wide_v[part]);
-            wide(|| update(constants[usize::from(*decay)], p, m, v, g));
+            wide!(update(constants[usize::from(*decay)], p, m, v, g));
         }
         *ma = m_map.encode(wide_m, m);
         *va = v_map.encode(wide_v, v);

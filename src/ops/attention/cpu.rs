@@ -96,7 +96,7 @@ pub(super) fn fwd<T: HasScratch>(
             let qs = head(q, q_width, rows[i].clone(), h, d);
             let ks = head(k, kv_width, key_rows.clone(), h / group, d);
             gemm(None, 1.0, qs, ks.t(), 0.0, out(scores, n));
-            wide(|| {
+            wide!({
                 for (r, (scores, p)) in scores.chunks_exact(n).zip(p.chunks_exact_mut(n)).enumerate() {
                     let see = visible(queries.start + r, keys, a.window);
                     lse.row_mut(r)[0] = softmax(scores, p, see, scale);
@@ -166,7 +166,7 @@ pub(super) fn bwd<T: HasScratch>(
                     let (ks, vs) = (head(k, kv_width, key_rows.clone(), kv, d), head(v, kv_width, key_rows, kv, d));
                     gemm(None, 1.0, qs, ks.t(), 0.0, out(scores, n));
                     gemm(None, 1.0, dos, vs.t(), 0.0, out(dp, n));
-                    wide(|| {
+                    wide!({
                         for r in 0..m {
                             let at = (rows.start + r) * q_width + h * d;
                             let (o, d_o) = (&o[at..at + d], &d_o[at..at + d]);

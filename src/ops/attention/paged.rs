@@ -45,7 +45,7 @@ pub(super) fn fwd<T: HasScratch>(pool: &Pool, o: &mut [T], q: &[T], k: &[T], v: 
                     _ => head(q, a.heads * d, rows.clone(), kv * group + h, d),
                 };
                 gemm(None, 1.0, qs, kept(k, a, pages, keys, kv, near).t(), 0.0, out(scores, n));
-                wide(|| {
+                wide!({
                     for (r, (scores, p)) in scores.chunks_exact(n).zip(p.chunks_exact_mut(n)).enumerate() {
                         let at = queries.start + if rows.len() == 1 { 0 } else { r };
                         softmax(scores, p, visible(at, keys, a.window), scale);

@@ -70,7 +70,7 @@ pub fn add(x: &mut Tensor, table: Slot, ids: &Index) -> Result<()> {
         Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
             let (table, ids) = (table.slice::<T>(), ids.numbers());
             for_rows(pool, 64, rows_of(x.slice_mut::<T>(), n), |rows, x| {
-                wide(|| {
+                wide!({
                     for (r, x) in rows.zip(x.chunks_exact_mut(n)) {
                         let row = &table[ids[r] as usize * n..][..n];
                         x.iter_mut().zip(row).for_each(|(x, t)| *x = T::narrow(x.acc() + t.acc()));
@@ -94,7 +94,7 @@ pub fn bwd(table: Slot, ids: &Index, dx: &Tensor, grads: &mut Tensor) -> Result<
         Exec::Cpu(_) => by_dtype!(dx.dtype(), T => {
             let g = table.grad_of::<<T as Float>::Acc>(grads);
             let n = table.cols;
-            wide(|| {
+            wide!({
                 for (&id, dx) in ids.numbers().iter().zip(dx.slice::<T>().chunks_exact(n)) {
                     g[id as usize * n..][..n].iter_mut().zip(dx).for_each(|(g, d)| *g += d.acc());
                 }

@@ -12,7 +12,7 @@ pub(super) fn norm<T: Float>(pool: &Pool, g: &[T]) -> f64 {
     for_rows(pool, 1, rows_of(&mut partial, 1), |r, out| {
         for (i, out) in r.zip(out) {
             let g = &g[i * CHUNK..((i + 1) * CHUNK).min(g.len())];
-            *out = wide(|| {
+            *out = wide!({
                 sum(g.len(), |c| {
                     let x = g[c].acc().f64();
                     x * x

@@ -18,7 +18,7 @@ fn stats<T: Float>(x: &[T], eps: f64) -> (T::Acc, T::Acc) {
 pub(super) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], b: Option<&[T]>, eps: f64) {
     let n = w.len();
     for_rows(pool, 32, rows_of(y, n), |rows, y| {
-        wide(|| {
+        wide!({
             for (y, x) in y.chunks_exact_mut(n).zip(x[rows.start * n..rows.end * n].chunks_exact(n)) {
                 let (mean, rstd) = stats(x, eps);
                 for c in 0..n {
@@ -33,7 +33,7 @@ pub(super) fn fwd<T: Float>(pool: &Pool, y: &mut [T], x: &[T], w: &[T], b: Optio
 pub(super) fn bwd<T: Float>(pool: &Pool, dx: &mut [T], accumulate: bool, x: &[T], w: &[T], dy: &[T], eps: f64) {
     let n = w.len();
     for_rows(pool, 32, rows_of(dx, n), |rows, dx| {
-        wide(|| {
+        wide!({
             let (x, dy) = (&x[rows.start * n..rows.end * n], &dy[rows.start * n..rows.end * n]);
             for ((dx, x), dy) in dx.chunks_exact_mut(n).zip(x.chunks_exact(n)).zip(dy.chunks_exact(n)) {
                 let (mean, rstd) = stats(x, eps);

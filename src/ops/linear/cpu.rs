@@ -42,7 +42,7 @@ pub(super) fn fwd<T: Float>(
     if let Some(bias) = &l.bias {
         let bias = bias.slice::<T>();
         for_rows(pool, 16, rows_of(y, o), |_, y| {
-            wide(|| {
+            wide!({
                 y.chunks_exact_mut(o)
                     .for_each(|row| row.iter_mut().zip(bias).for_each(|(y, b)| *y = T::narrow(y.acc() + b.acc())))
             })
@@ -81,7 +81,7 @@ pub(super) fn bwd<T: Float>(
     }
     if let Some(bias) = l.bias.filter(|b| b.grad) {
         let g = bias.grad_of::<T::Acc>(grads);
-        wide(|| dy.chunks_exact(o).for_each(|row| g.iter_mut().zip(row).for_each(|(g, d)| *g += d.acc())));
+        wide!(dy.chunks_exact(o).for_each(|row| g.iter_mut().zip(row).for_each(|(g, d)| *g += d.acc())));
     }
     if let Some(dx) = dx.as_deref_mut() {
         gemm(Some(pool), 1.0, mat(dy, rows, o), l.w.view::<T>(false), if accumulate { 1.0 } else { 0.0 }, out(dx, i));
@@ -117,7 +117,7 @@ pub(super) fn bwd<T: Float>(
 
 fn scale<T: Float>(x: &mut [T], by: f64) {
     let by = T::Acc::of(by);
-    wide(|| x.iter_mut().for_each(|x| *x = T::narrow(x.acc() * by)));
+    wide!(x.iter_mut().for_each(|x| *x = T::narrow(x.acc() * by)));
 }
 
 /// y = x / (1 - rate), or 0 with probability `rate`.

@@ -39,7 +39,7 @@ pub(super) fn fwd<T: Float>(pool: &Pool, h: &[T], w: Slot, targets: &[u32], logi
         for_rows(pool, 1, rows_of(&mut losses[r], 1), |rows, losses| {
             for (i, loss) in rows.zip(losses) {
                 let row = &logits[i * vocab..(i + 1) * vocab];
-                *loss = (wide(|| log_sum_exp(row)) - row[targets[i] as usize]).f64();
+                *loss = (wide!(log_sum_exp(row)) - row[targets[i] as usize]).f64();
             }
         });
     }
@@ -66,7 +66,7 @@ pub(super) fn fwd_bwd<T: Float>(
         for_rows(pool, 1, (rows_of(&mut losses[r], 1), rows_of(dlogits, vocab)), |rows, (losses, dlogits)| {
             for ((i, loss), d) in rows.zip(losses).zip(dlogits.chunks_exact_mut(vocab)) {
                 let (row, target) = (&logits[i * vocab..(i + 1) * vocab], targets[i] as usize);
-                wide(|| {
+                wide!({
                     let lse = log_sum_exp(row);
                     *loss = (lse - row[target]).f64();
                     for (d, &x) in d.iter_mut().zip(row) {

@@ -8,7 +8,7 @@ pub(super) fn apply<T: Float>(pool: &Pool, x: &mut [T], width: usize, positions:
     let half = t.half;
     let sign = T::Acc::of(if turn == Turn::Forward { 1.0 } else { -1.0 });
     for_rows(pool, 16, rows_of(x, width), |rows, x| {
-        wide(|| {
+        wide!({
             for (row, &p) in x.chunks_exact_mut(width).zip(&positions[rows]) {
                 let (cos, sin) = (&t.cos[p as usize * half..][..half], &t.sin[p as usize * half..][..half]);
                 for head in row.chunks_exact_mut(2 * half) {

@@ -14,7 +14,7 @@ fn sigmoid<A: Real>(x: A) -> A {
 
 pub(super) fn fwd<T: Float>(pool: &Pool, h: &mut [T], gate: &[T], up: &[T]) {
     for_rows(pool, GRAIN, rows_of(h, 1), |r, h| {
-        wide(|| {
+        wide!({
             for ((h, g), u) in h.iter_mut().zip(&gate[r.clone()]).zip(&up[r]) {
                 let g = g.acc();
                 *h = T::narrow(g * sigmoid(g) * u.acc());
@@ -25,7 +25,7 @@ pub(super) fn fwd<T: Float>(pool: &Pool, h: &mut [T], gate: &[T], up: &[T]) {
 
 pub(super) fn bwd<T: Float>(pool: &Pool, gate: &mut [T], up: &mut [T], dh: &[T]) {
     for_rows(pool, GRAIN, (rows_of(gate, 1), rows_of(up, 1)), |r, (gate, up)| {
-        wide(|| {
+        wide!({
             for ((g, u), d) in gate.iter_mut().zip(up.iter_mut()).zip(&dh[r]) {
                 let (gv, uv, d) = (g.acc(), u.acc(), d.acc());
                 let s = sigmoid(gv);

@@ -23,15 +23,12 @@ pub use mixture::mixture;
 /// a value is not inlined into what was compiled for them.
 macro_rules! each {
     ($f:path, $from:expr, $to:expr) => {
-        wide(
-            #[inline(always)]
-            || {
-                for (from, to) in $from.as_chunks().0.iter().zip($to.as_chunks_mut().0) {
-                    let from = *from; // of its own, so that the compiler sees that writing `to` does not change it
-                    $f(&from, to);
-                }
-            },
-        )
+        wide!({
+            for (from, to) in $from.as_chunks().0.iter().zip($to.as_chunks_mut().0) {
+                let from = *from; // of its own, so that the compiler sees that writing `to` does not change it
+                $f(&from, to);
+            }
+        },)
     };
 }
 
@@ -75,14 +72,8 @@ pub fn quantise(ty: GgmlType, values: &[f32], out: &mut Vec<u8>) {
     let out = &mut out[start..];
     match ty {
         GgmlType::F32 => narrow(values, out, f32::to_le_bytes),
-        GgmlType::F16 => wide(
-            #[inline(always)]
-            || narrow(values, out, |x| f16::from_f32(x).to_le_bytes()),
-        ),
-        GgmlType::Bf16 => wide(
-            #[inline(always)]
-            || narrow(values, out, |x| convert::f32_to_bf16(x).to_le_bytes()),
-        ),
+        GgmlType::F16 => wide!(narrow(values, out, |x| f16::from_f32(x).to_le_bytes())),
+        GgmlType::Bf16 => wide!(narrow(values, out, |x| convert::f32_to_bf16(x).to_le_bytes())),
         GgmlType::Q4_0 => each!(small::to_q4_0, values, out),
         GgmlType::Q4_1 => each!(small::to_q4_1, values, out),
         GgmlType::Q5_0 => each!(small::to_q5_0, values, out),
