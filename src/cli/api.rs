@@ -107,10 +107,8 @@ pub(super) fn run(config: &Config, options: Options) -> Result<()> {
         let finished = server
             .run(async move {
                 either(&mut term, &mut int).await;
-                eprintln!(
-                    "stopping: what runs is finished, for {} s at most; a second signal leaves at once",
-                    limit.as_secs_f64()
-                );
+                let seconds = limit.as_secs_f64();
+                log::info!(target: LOG_TARGET, "stopping: what runs is finished, within {seconds} s; a second signal leaves at once");
                 tokio::spawn(async move {
                     either(&mut term, &mut int).await;
                     std::process::exit(super::STOPPED.into());

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::http::StatusCode;
 
-use super::app::Engine;
+use super::engine::Engine;
 use super::openai::error::ApiError;
 use super::voice::{Voice, Voices};
 use crate::error::{Error, Result};

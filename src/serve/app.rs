@@ -1,6 +1,5 @@
 //! What the handlers share, and which path leads to which.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use tokio_stream::StreamExt;
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::adapters::Registry;
+use super::engine::Engine;
 use super::handlers;
 use super::ids::Ids;
 use super::log::Record;
@@ -25,73 +25,13 @@ use super::metrics::Metrics;
 use super::openai::common::Bounds;
 use super::openai::error::{ApiError, Code};
 use super::options::Options;
-use super::worker::{Load, Refused, Ticket, Worker};
 use crate::config::GenerateConfig;
 use crate::error::{Error, Result};
-use crate::infer::Request as Asked;
 
 /// A body must have come within this time.
 const BODY_TIME: Duration = Duration::from_secs(30);
 /// A body that is too large by no more than this factor is read to its end: a client hears nothing while it sends.
 const PATIENCE: usize = 8;
-
-/// The way to the model. Tests put another in its place.
-#[derive(Clone)]
-pub(super) enum Engine {
-    Worker(Worker),
-    #[cfg(test)]
-    Double(Arc<super::double::Double>),
-}
-
-impl Engine {
-    pub fn submit(&self, request: Asked) -> std::result::Result<Ticket, Refused> {
-        match self {
-            Engine::Worker(w) => w.submit(request),
-            #[cfg(test)]
-            Engine::Double(d) => d.submit(request),
-        }
-    }
-
-    pub fn load(&self, path: &Path) -> Result<usize> {
-        match self {
-            Engine::Worker(w) => w.load(path),
-            #[cfg(test)]
-            Engine::Double(d) => d.load(path),
-        }
-    }
-
-    pub fn unload(&self, adapter: usize) {
-        match self {
-            Engine::Worker(w) => w.unload(adapter),
-            #[cfg(test)]
-            Engine::Double(d) => d.unload(adapter),
-        }
-    }
-
-    pub fn now(&self) -> Load {
-        match self {
-            Engine::Worker(w) => w.now(),
-            #[cfg(test)]
-            Engine::Double(_) => Load::default(),
-        }
-    }
-
-    pub fn is_ready(&self) -> bool {
-        match self {
-            Engine::Worker(w) => w.is_ready(),
-            #[cfg(test)]
-            Engine::Double(_) => true,
-        }
-    }
-
-    pub fn stop(&self, limit: Duration) -> bool {
-        match self {
-            Engine::Worker(w) => w.stop(limit),
-            #[cfg(test)]
-            Engine::Double(d) => d.stop(limit),
-        }
-    }
-}
 
 /// A model being served. Made by [`super::open`].
 pub struct App {

@@ -19,6 +19,7 @@ mod app;
 mod auth;
 #[cfg(test)]
 mod double;
+mod engine;
 mod handlers;
 mod ids;
 mod log;

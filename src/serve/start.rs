@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use super::adapters::Registry;
-use super::app::{App, Engine};
+use super::app::App;
+use super::engine::Engine;
 use super::options::Options;
 use super::voice::Voices;
 use super::worker::{Limits, Worker};

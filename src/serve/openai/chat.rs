@@ -1,11 +1,14 @@
 //! `POST /v1/chat/completions`: the request.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::common::{self, Bounds, Common, TOP_LOGPROBS};
 use super::error::ApiError;
 use super::fields::{Fields, kind, object, wrong};
 use super::messages::{self, Conversation};
+use crate::data::template::utc;
 use crate::error::Error;
 use crate::serve::voice::Voice;
 
@@ -101,7 +104,12 @@ impl Chat {
     pub fn prompt(&self, voice: &Voice) -> Result<Vec<u32>, ApiError> {
         let Conversation { system, messages } = &self.conversation;
         let thinking = self.thinking.or(voice.thinking);
-        let prompt = voice.template.chat_prompt(&voice.tokenizer, messages, system, &self.tools, thinking);
+        // The prompt for tools may name the day, and a server sees many.
+        let template = match self.tools.is_empty() {
+            true => Cow::Borrowed(&voice.template),
+            false => Cow::Owned(voice.template.clone().with_date(&utc("%d %b %Y"))),
+        };
+        let prompt = template.chat_prompt(&voice.tokenizer, messages, system, &self.tools, thinking);
         prompt.map_err(|e| match &e {
             Error::Tokenizer(why) if why.contains("tool") => ApiError::of("tools", &e),
             e => ApiError::of("messages", e),

@@ -89,11 +89,13 @@ impl ApiError {
     /// What went wrong with a request's `param` in a part that does not know of HTTP: the client's fault, if the client
     /// chose what it went wrong with.
     pub fn of(param: &str, e: &Error) -> ApiError {
+        // It may quote what the client sent, which may be long.
+        let short = |text: &str| text.chars().take(300).collect::<String>();
         match e {
-            Error::Tokenizer(why) => Self::invalid(param, why.clone()),
-            Error::Config { key, why } => Self::invalid(key.clone(), format!("`{key}` {why}")),
-            Error::Shape { .. } => Self::invalid(param, e.to_string()),
-            other => Self::failed(other.to_string()),
+            Error::Tokenizer(why) => Self::invalid(param, short(why)),
+            Error::Config { key, why } => Self::invalid(key.clone(), short(&format!("`{key}` {why}"))),
+            Error::Shape { .. } => Self::invalid(param, short(&e.to_string())),
+            other => Self::failed(short(&other.to_string())),
         }
     }
 

@@ -1,5 +1,8 @@
 //! Whatever comes in: the parsers give a request, or a 4xx with a message. Never a panic, never a 5xx.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -7,13 +10,33 @@ use super::common::Bounds;
 use super::error::ApiError;
 use super::fields::{Fields, object};
 use super::{chat, completion};
+use crate::config::{self, Format};
+use crate::serve::voice::{Voice, Voices};
 
 const BOUNDS: Bounds = Bounds { n: 8, answers: 128 };
+
+thread_local! {
+    /// One for each way of writing tools.
+    static VOICES: Vec<Arc<Voice>> = ["qwen3", "llama3", "mistral", "vicuna"].map(voice).into();
+}
+
+fn voice(template: &str) -> Arc<Voice> {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-base");
+    let text = format!("model_name_or_path: {}\ntemplate: {template}", base.display());
+    let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
+    Voices::new(&config, &base).of(None).unwrap()
+}
+
+/// What is taken is written as a prompt, by every template.
+fn prompts(body: &[u8]) -> Result<(), ApiError> {
+    let asked = chat::parse(body, BOUNDS)?;
+    VOICES.with(|all| all.iter().try_for_each(|voice| asked.prompt(voice).map(drop)))
+}
 
 /// Every parser on one body.
 fn parse_all(body: &[u8]) -> Result<(), String> {
     let results = [
-        chat::parse(body, BOUNDS).map(drop),
+        prompts(body),
         completion::parse(body, BOUNDS).map(drop),
         object(body).and_then(|v| Fields::of(&v).needed_text("lora_name").map(drop)),
     ];
@@ -129,12 +152,12 @@ fn change(value: &mut Value, at: &mut usize, new: Option<&Value>) {
 
 #[test]
 fn the_full_bodies_are_taken() {
-    assert!(chat::parse(full(true).to_string().as_bytes(), BOUNDS).is_ok());
+    assert_eq!(prompts(full(true).to_string().as_bytes()), Ok(()));
     assert!(completion::parse(full(false).to_string().as_bytes(), BOUNDS).is_ok());
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_bytes(body in prop::collection::vec(any::<u8>(), 0..200)) {
