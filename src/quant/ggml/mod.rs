@@ -28,7 +28,7 @@ macro_rules! each {
                 let from = *from; // of its own, so that the compiler sees that writing `to` does not change it
                 $f(&from, to);
             }
-        },)
+        })
     };
 }
 
