@@ -1,5 +1,7 @@
 """A running server for the tests: started, asked, watched and stopped."""
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -8,8 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 try:
@@ -77,17 +77,18 @@ class Server:
         """Status, headers and text of any request, whatever the status."""
         if isinstance(body, dict):
             body = json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=body, method=method)
-        if body is not None:
-            request.add_header("content-type", type)
+        headers = {"content-type": type} if body is not None else {}
         if key is not None:
-            request.add_header("authorization", f"Bearer {key}")
-        try:
-            with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
-                return answer.status, answer.headers, answer.read().decode()
-        except urllib.error.HTTPError as e:
-            with e:
-                return e.code, e.headers, e.read().decode()
+            headers["authorization"] = f"Bearer {key}"
+        connection = http.client.HTTPConnection(self.url.removeprefix("http://"), timeout=PATIENCE)
+        with contextlib.closing(connection):
+            try:
+                connection.request(method or ("GET" if body is None else "POST"), path, body, headers)
+            except (BrokenPipeError, ConnectionResetError):
+                # What is too large is refused before it has been read; the refusal is there all the same.
+                pass
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read().decode()
 
     def metrics(self) -> dict[tuple, float]:
         """(name, sorted labels) -> value."""

@@ -222,7 +222,7 @@ def overload(place):
                 except openai.RateLimitError as e:
                     assert int(e.response.headers["retry-after"]) >= 1 and e.type == "rate_limit_error", e
                     assert time.monotonic() - start < 30
-            refused("n", server.ask("/v1/completions", ENDLESS | {"n": 4}), {429})
+            refused("n", server.ask("/v1/completions", ENDLESS | {"n": 2}), {429})
             assert server.total("qlora_requests_total", status="429") == 21
             running.close()
 
