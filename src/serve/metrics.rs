@@ -82,7 +82,7 @@ impl Metrics {
         r.register("requests", "Requests, by model, endpoint and HTTP status", requests.clone());
         let load: [(&str, &str, OfLoad); 6] = [
             ("queue_depth", "Sequences that wait", |l| l.waiting),
-            ("batch_size", "Sequences in the running batch", |l| l.running),
+            ("batch_size", "Sequences that the last step read", |l| l.batch),
             ("sequences_running", "Sequences that hold a place in the batch", |l| l.running),
             ("cache_pages", "Pages of keys and values", |l| l.pages),
             ("cache_pages_used", "Pages that running sequences hold", |l| l.pages_used),
