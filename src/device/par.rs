@@ -89,6 +89,16 @@ pub fn for_rows<D: RowsMut>(pool: &Pool, grain: usize, out: D, f: impl Fn(Range<
     });
 }
 
+/// Calls `f(i, rows of out)` for every range of rows, once each. `ranges` must ascend without overlap (asserted).
+pub fn for_ranges<D: RowsMut>(pool: &Pool, ranges: &[Range<usize>], out: D, f: impl Fn(usize, D::Part) + Sync) {
+    assert!(ranges.windows(2).all(|w| w[0].end <= w[1].start), "ranges of rows overlap");
+    pool.run(ranges.len(), &|i| {
+        // SAFETY: the ranges of different tasks do not overlap, and each task runs once.
+        let part = unsafe { out.part(ranges[i].clone()) };
+        f(i, part)
+    });
+}
+
 /// A block of rows and columns of a matrix that one task writes.
 pub struct Block<'a, T> {
     ptr: *mut T,

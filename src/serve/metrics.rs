@@ -164,7 +164,7 @@ mod tests {
             seconds: ms(40),
             cancelled: true,
         });
-        let text = metrics.text(&Load { running: 3, waiting: 2, pages: 100, ..Load::default() }, 7);
+        let text = metrics.text(&Load { running: 3, batch: 3, waiting: 2, pages: 100, ..Load::default() }, 7);
         for line in [
             r#"qlora_requests_total{model="medical",endpoint="/v1/chat/completions",status="200"} 2"#,
             r#"qlora_tokens_in_total{model="medical"} 10"#,

@@ -1,6 +1,6 @@
-use super::{Linear, Lora, Matrix, ggml_ref, nf4_ref};
+use super::{Group, Linear, Lora, Matrix, ggml_ref, nf4_ref};
 use crate::device::gemm::{Src, View, gemm};
-use crate::device::par::{for_rows, rows_of};
+use crate::device::par::{for_ranges, for_rows, rows_of};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
 use crate::ops::philox::{Stream, uniform};
@@ -49,17 +49,34 @@ pub(super) fn fwd<T: Float>(
         });
     }
     if let (Some(lora), Some(p)) = (&l.lora, p) {
-        self::lora(pool, y, dropped.unwrap_or(x), lora, p);
+        self::lora(Some(pool), y, dropped.unwrap_or(x), lora, p);
+    }
+}
+
+/// As [`lora`], of each group's rows with its adapter. Several share the threads.
+pub(super) fn loras<T: Float>(pool: &Pool, y: &mut [T], x: &[T], groups: &[Group]) {
+    let with: Vec<_> = groups.iter().filter_map(|(rows, lora)| Some((rows.clone(), lora.as_ref()?))).collect();
+    let Some((_, first)) = with.first() else { return };
+    let (o, i) = (first.b.rows, first.a.cols);
+    let ranges: Vec<_> = with.iter().map(|(rows, _)| rows.clone()).collect();
+    let one = |pool: Option<&Pool>, at: usize, y: &mut [T]| {
+        let (rows, lora) = &with[at];
+        let mut p = vec![T::narrow(T::Acc::of(0.0)); rows.len() * lora.a.rows];
+        self::lora(pool, y, &x[rows.start * i..rows.end * i], lora, &mut p);
+    };
+    match &*ranges {
+        [rows] => one(Some(pool), 0, &mut y[rows.start * o..rows.end * o]),
+        ranges => for_ranges(pool, ranges, rows_of(y, o), |at, y| one(None, at, y)),
     }
 }
 
 /// y += p B^T, with p = s x A^T.
-pub(super) fn lora<T: Float>(pool: &Pool, y: &mut [T], x: &[T], lora: &Lora, p: &mut [T]) {
+fn lora<T: Float>(pool: Option<&Pool>, y: &mut [T], x: &[T], lora: &Lora, p: &mut [T]) {
     let (o, r, i) = (lora.b.rows, lora.a.rows, lora.a.cols);
     let rows = x.len() / i;
-    gemm(Some(pool), 1.0, mat(x, rows, i), mat(lora.a.slice::<T>(), r, i).t(), 0.0, out(p, r));
+    gemm(pool, 1.0, mat(x, rows, i), mat(lora.a.slice::<T>(), r, i).t(), 0.0, out(p, r));
     scale(p, lora.scale);
-    gemm(Some(pool), 1.0, mat(p, rows, r), mat(lora.b.slice::<T>(), o, r).t(), 1.0, out(y, o));
+    gemm(pool, 1.0, mat(p, rows, r), mat(lora.b.slice::<T>(), o, r).t(), 1.0, out(y, o));
 }
 
 #[allow(clippy::too_many_arguments)] // the operands of three products

@@ -41,13 +41,7 @@ pub fn decode_grouped(x: &Tensor, l: &Linear, groups: &[Group], add: Option<&Ten
     }
     if let Exec::Cpu(pool) = x.device().exec() {
         let mut y = fwd(x, &Linear { lora: None, ..*l }, add)?.0;
-        for (rows, lora) in groups.iter().filter_map(|(rows, lora)| Some((rows, lora.as_ref()?))) {
-            let mut p = Tensor::unwritten(rows.len(), lora.a.rows, x.dtype(), x.device())?;
-            by_dtype!(x.dtype(), T => {
-                let x = &x.slice::<T>()[rows.start * x.cols()..rows.end * x.cols()];
-                cpu::lora(pool, &mut y.slice_mut::<T>()[rows.start * out..rows.end * out], x, lora, p.slice_mut());
-            });
-        }
+        by_dtype!(x.dtype(), T => cpu::loras::<T>(pool, y.slice_mut(), x.slice(), groups));
         return Ok(y);
     }
     if let Some(t) = add {
