@@ -85,9 +85,8 @@ fn what_joins_and_leaves_changes_no_token() {
                 .step(&model, &mut |id, event| {
                     match event {
                         Event::Token(token) => got[id as usize].ids.push(token.id),
-                        Event::End { finish, cached: n } => {
-                            (got[id as usize].finish, cached[id as usize]) = (finish, n)
-                        }
+                        Event::Begun { cached: n } => cached[id as usize] = n,
+                        Event::End(finish) => got[id as usize].finish = finish,
                         Event::Failed(e) => panic!("{id}: {e}"),
                     }
                     Control::Continue
@@ -133,7 +132,8 @@ fn only_what_is_the_same_is_shared() {
                 .step(&model, &mut |_, event| {
                     match event {
                         Event::Token(token) => got.push(token.id),
-                        Event::End { cached: n, .. } => cached = Some(n),
+                        Event::Begun { cached: n } => cached = Some(n),
+                        Event::End(_) => {}
                         Event::Failed(e) => panic!("{e}"),
                     }
                     Control::Continue
@@ -209,7 +209,8 @@ fn hear(mut ticket: Ticket) -> (Answer, bool) {
     while let Some(update) = ticket.updates.blocking_recv() {
         match update {
             Update::Token(token) => answer.ids.push(token.id),
-            Update::End { finish, .. } => {
+            Update::Begun { .. } => {}
+            Update::End(finish) => {
                 answer.finish = finish;
                 return (answer, true);
             }
@@ -243,7 +244,7 @@ fn a_worker_answers_everybody_and_keeps_nothing() {
             s.spawn(move || drop(worker.submit(r.clone()).unwrap()));
             s.spawn(move || {
                 let mut ticket = worker.submit(r.clone()).unwrap();
-                ticket.updates.blocking_recv();
+                (0..2).for_each(|_| drop(ticket.updates.blocking_recv()));
             });
         }
     });
@@ -305,7 +306,8 @@ fn adapters_come_and_go_while_others_answer() {
     while let Some(update) = one.updates.blocking_recv() {
         match update {
             Update::Token(t) => got.push(t.id),
-            Update::End { .. } => assert_eq!(got, want[1].ids),
+            Update::Begun { .. } => {}
+            Update::End(_) => assert_eq!(got, want[1].ids),
             Update::Failed(e) => assert!(got.is_empty() && e.to_string().contains("adapter"), "{e}"),
         }
     }

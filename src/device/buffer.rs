@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::Device;
 use super::layout::ALIGN;
 use super::queue::{Block, Later, Queue};
+use super::recycle;
 use crate::error::{Error, Result};
 
 /// Bytes that one tensor owns. Never shared: `&mut Buffer` is exclusive access to them.
@@ -66,9 +67,10 @@ fn device_ptr(addr: u64) -> Result<NonNull<u8>> {
 }
 
 impl Buffer {
-    /// In the CPU's own memory, zeroed.
+    /// In the CPU's own memory, its contents unspecified.
     pub(super) fn heap(bytes: usize) -> Result<Self> {
-        Ok(Self { ptr: allocate(bytes)?, bytes, place: Place::Heap, side: Side::Host })
+        let ptr = recycle::take(bytes).map_or_else(|| allocate(bytes), Ok)?;
+        Ok(Self { ptr, bytes, place: Place::Heap, side: Side::Host })
     }
 
     /// In the memory of the device behind `queue`, an allocation of its own.
@@ -111,7 +113,7 @@ impl Buffer {
     /// The bytes. Panics for a planned buffer, which has none.
     pub fn bytes(&self) -> &[u8] {
         self.assert_real();
-        // SAFETY: `ptr` points to `bytes` bytes, initialised (zeroed at allocation), owned by this buffer.
+        // SAFETY: `ptr` points to `bytes` bytes, initialised (zeroed when they came from the system), owned by this buffer.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) }
     }
 
@@ -215,7 +217,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         match &self.place {
-            Place::Heap => deallocate(self.ptr.as_ptr(), self.bytes),
+            Place::Heap => recycle::give(self.ptr, self.bytes),
             Place::Own { .. } => {}
             Place::Arena { device, slot, .. } | Place::Planned { device, slot } => device.freed(*slot),
         }

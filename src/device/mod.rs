@@ -15,6 +15,7 @@ mod layout;
 pub mod par;
 pub mod pool;
 mod queue;
+mod recycle;
 pub mod simd;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -24,12 +24,13 @@ pub struct Room {
 /// What becomes of a request.
 #[derive(Debug)]
 pub enum Event {
-    Token(Token),
-    /// Nothing follows. `cached`: tokens of the prompt that were in the cache already.
-    End {
-        finish: Finish,
+    /// The prompt is read. `cached`: tokens of it that were in the cache already.
+    Begun {
         cached: usize,
     },
+    Token(Token),
+    /// Nothing follows.
+    End(Finish),
     /// This request alone failed; nothing follows.
     Failed(Error),
 }
@@ -57,6 +58,8 @@ pub struct Counts {
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub new_tokens: u64,
+    /// Sequences of the last step.
+    pub batch: usize,
 }
 
 /// A request in the batch.
@@ -172,6 +175,7 @@ impl Engine {
         let logits = model.read_parts(&mut self.cache, &mut parts)?;
         drop(parts);
         self.counts.steps += 1;
+        self.counts.batch = places.len();
         let answering = places.iter().filter(|(place, _)| self.slots[*place].is_answering()).count();
         self.counts.prompt_tokens += (read - answering) as u64;
         let mut ended = Vec::new();
@@ -180,17 +184,20 @@ impl Engine {
             if !asks {
                 continue;
             }
-            let Slot { id, running, cached, .. } = &mut self.slots[place];
-            let (id, cached) = (*id, cached.unwrap_or(0));
+            let slot = &mut self.slots[place];
+            let id = slot.id;
+            if !slot.is_answering() {
+                on_event(id, Event::Begun { cached: slot.cached.unwrap_or(0) });
+            }
             let mut new = 0;
-            let taken = running.take(logits.of(part), &mut |token| {
+            let taken = slot.running.take(logits.of(part), &mut |token| {
                 new += 1;
                 on_event(id, Event::Token(token))
             });
             self.counts.new_tokens += new;
             let event = match taken {
                 Ok(None) => continue,
-                Ok(Some(finish)) => Event::End { finish, cached },
+                Ok(Some(finish)) => Event::End(finish),
                 Err(e) => Event::Failed(e),
             };
             on_event(id, event);

@@ -40,7 +40,8 @@ pub fn generate(
                     answers[i].ids.push(token.id);
                     return on_token(i, token.id);
                 }
-                Event::End { finish, .. } => answers[i].finish = finish,
+                Event::End(finish) => answers[i].finish = finish,
+                Event::Begun { .. } => {}
                 Event::Failed(e) => failed = Some(e),
             }
             Control::Continue

@@ -52,6 +52,7 @@ impl Double {
                 .map(|n| Logprobs { chosen: -0.5, top: (0..n as u32).map(|i| (id + i, -0.5 - i as f32)).collect() })
         };
         let say = |ids: &[u32]| {
+            to.send(Update::Begun { cached: 2 }).unwrap();
             for &id in ids.iter().take(request.max_new_tokens) {
                 to.send(Update::Token(Token { id, logprobs: logprobs(id) })).unwrap();
             }
@@ -61,7 +62,7 @@ impl Double {
             Script::Say(ids) => {
                 say(ids);
                 let finish = if ids.len() >= request.max_new_tokens { Finish::Length } else { Finish::Stop };
-                to.send(Update::End { finish, cached: 2 }).unwrap();
+                to.send(Update::End(finish)).unwrap();
             }
             Script::Wait(ids) => {
                 say(ids);

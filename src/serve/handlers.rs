@@ -175,7 +175,7 @@ pub(super) fn ask(app: &App, job: &Job, record: Arc<Record>) -> Result<Answers, 
         let request = Request {
             prompt: prompt.clone(),
             max_new_tokens: room,
-            stops: job.served.voice.stops.clone(),
+            stops: if c.ignore_eos { Vec::new() } else { job.served.voice.stops.clone() },
             sampling: c.draws.over(&app.generate, seed.wrapping_add(i as u64)),
             adapter: job.served.adapter,
             logprobs: job.logprobs,

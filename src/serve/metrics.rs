@@ -19,6 +19,8 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 type ByModel = [(&'static str, String); 1];
 type Labels = Vec<(&'static str, String)>;
 type Count = Counter<u64, AtomicU64>;
+/// A figure of how much is going on.
+type OfLoad = fn(&Load) -> usize;
 
 /// Everything that is counted.
 pub(super) struct Metrics {
@@ -33,7 +35,7 @@ pub(super) struct Metrics {
     seconds: Family<ByModel, Histogram>,
     /// Requests for answers that are under way here, whether they wait or run.
     pub running: Gauge,
-    load: [(Gauge, fn(&Load) -> usize); 6],
+    load: [(Gauge, OfLoad); 6],
     adapters: Gauge,
 }
 
@@ -78,9 +80,9 @@ impl Metrics {
         };
         let requests = Family::<Labels, Count>::default();
         r.register("requests", "Requests, by model, endpoint and HTTP status", requests.clone());
-        let load: [(&str, &str, fn(&Load) -> usize); 6] = [
+        let load: [(&str, &str, OfLoad); 6] = [
             ("queue_depth", "Sequences that wait", |l| l.waiting),
-            ("batch_size", "Sequences in the running batch", |l| l.running),
+            ("batch_size", "Sequences that the last step read", |l| l.batch),
             ("sequences_running", "Sequences that hold a place in the batch", |l| l.running),
             ("cache_pages", "Pages of keys and values", |l| l.pages),
             ("cache_pages_used", "Pages that running sequences hold", |l| l.pages_used),

@@ -59,12 +59,12 @@ pub struct Ticket {
 /// What becomes of a request. After `End` or `Failed` nothing follows.
 #[derive(Debug)]
 pub enum Update {
-    Token(Token),
-    End {
-        finish: Finish,
+    Begun {
         /// Tokens of the prompt that were in the cache already.
         cached: usize,
     },
+    Token(Token),
+    End(Finish),
     Failed(Arc<Error>),
 }
 
@@ -84,6 +84,8 @@ pub enum Refused {
 pub struct Load {
     /// Sequences in the batch.
     pub running: usize,
+    /// Those of them that the last step read.
+    pub batch: usize,
     pub waiting: usize,
     /// Pages of the cache, of [`crate::model::PAGE`] tokens each.
     pub pages: usize,
@@ -334,11 +336,12 @@ impl Thread {
         let tickets = &mut self.tickets;
         let stepped = self.engine.step(&model, &mut |id, event| {
             let update = match event {
+                Event::Begun { cached } => Update::Begun { cached },
                 Event::Token(token) => Update::Token(token),
-                Event::End { finish, cached } => Update::End { finish, cached },
+                Event::End(finish) => Update::End(finish),
                 Event::Failed(e) => Update::Failed(Arc::new(e)),
             };
-            let is_last = !matches!(update, Update::Token(_));
+            let is_last = matches!(update, Update::End(_) | Update::Failed(_));
             let heard = tickets.get(&id).is_some_and(|to| to.send(update).is_ok());
             if is_last {
                 tickets.remove(&id);
@@ -362,6 +365,7 @@ impl Thread {
         let (cache, counts) = (self.engine.cache(), self.engine.counts());
         *lock(&self.shared.now) = Load {
             running: self.engine.running(),
+            batch: if self.engine.is_idle() { 0 } else { counts.batch },
             waiting,
             pages: cache.pages(),
             pages_used: cache.used(),

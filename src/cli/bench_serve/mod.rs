@@ -60,6 +60,9 @@ pub(super) struct Options {
     /// Ask /v1/completions, not /v1/chat/completions
     #[arg(long)]
     completions: bool,
+    /// Ask for answers of exactly `--max-tokens` (`ignore_eos`, which vLLM knows too)
+    #[arg(long)]
+    ignore_eos: bool,
     /// Ask for whole answers: then there is no time to first token
     #[arg(long)]
     no_stream: bool,
@@ -147,6 +150,9 @@ fn body(options: &Options, model: &str, prompt: &Prompt, i: usize) -> Result<Val
         "seed": options.seed.wrapping_add(i as u64) & i64::MAX as u64,
         "stream": !options.no_stream,
     });
+    if options.ignore_eos {
+        body["ignore_eos"] = true.into();
+    }
     if !options.no_stream {
         body["stream_options"] = json!({"include_usage": true});
     }

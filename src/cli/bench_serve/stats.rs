@@ -180,8 +180,8 @@ mod tests {
         }
         // 1 to 100 in another order: the p-th percentile is p.
         let hundred = Times::of((0..100).map(|i| ms(i * 37 % 100 + 1)));
-        for p in [1, 50, 90, 95, 99, 100] {
-            assert_eq!(hundred.percentile(f64::from(p)), ms(p.into()), "{p}");
+        for p in [1u32, 50, 90, 95, 99, 100] {
+            assert_eq!(hundred.percentile(f64::from(p)), ms(u64::from(p)), "{p}");
         }
         assert_eq!(hundred.mean(), Duration::from_micros(50_500));
         // Of five, the third is the median, and the ninth tenth lies within the last.

@@ -73,7 +73,7 @@ pub(in crate::serve) struct Answers {
     tokenizer: Arc<Tokenizer>,
     /// Answers to each prompt.
     n: usize,
-    /// Tokens of each prompt that were in the cache; they are known at the end.
+    /// Tokens of each prompt that were in the cache; they are known once it is read.
     cached: Vec<usize>,
     usage: Usage,
     ready: VecDeque<Piece>,
@@ -182,15 +182,18 @@ impl Answers {
     fn take(&mut self, index: usize, update: Option<Update>) -> std::result::Result<(), ApiError> {
         let broken = |e: Error| ApiError::failed(format!("the answer cannot be written: {e}"));
         let piece = match update {
+            Some(Update::Begun { cached }) => {
+                if let Some(known) = self.cached.get_mut(index / self.n).filter(|_| index.is_multiple_of(self.n)) {
+                    *known = cached;
+                }
+                None
+            }
             Some(Update::Token(token)) => {
                 self.usage.completion += 1;
                 self.record.token();
                 self.answers[index].hear(&token, &self.tokenizer).map_err(broken)?
             }
-            Some(Update::End { finish, cached }) => {
-                if let Some(known) = self.cached.get_mut(index / self.n).filter(|_| index.is_multiple_of(self.n)) {
-                    *known = cached;
-                }
+            Some(Update::End(finish)) => {
                 let reason = match finish {
                     Finish::Stop => Reason::Stop,
                     Finish::Length => Reason::Length,

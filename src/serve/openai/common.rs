@@ -30,6 +30,8 @@ pub(in crate::serve) struct Common {
     /// Answers to each prompt.
     pub n: usize,
     pub stop: Vec<String>,
+    /// The model's own end does not end an answer (vLLM's): to measure a server.
+    pub ignore_eos: bool,
     /// Of the first answer; None: a fresh one.
     pub seed: Option<u64>,
     /// Of an answer at most; None: as the config says.
@@ -48,6 +50,7 @@ impl Common {
             include_usage: false,
             n: 1,
             stop: Vec::new(),
+            ignore_eos: false,
             seed: None,
             max_tokens: None,
             max_param: "max_tokens",
@@ -73,6 +76,7 @@ pub(in crate::serve) struct Draws {
 pub(super) fn parse(f: Fields<'_>, bounds: Bounds) -> Result<Common, ApiError> {
     let model = f.needed_text("model")?.to_string();
     let options = f.object("stream_options")?;
+    let ignore_eos = f.flag("ignore_eos")?.unwrap_or(false);
     let include_usage = options.map(|o| o.flag("include_usage")).transpose()?.flatten().unwrap_or(false);
     // The newer name counts where both are given.
     let newer = f.count("max_completion_tokens", 1..=usize::MAX)?;
@@ -85,6 +89,7 @@ pub(super) fn parse(f: Fields<'_>, bounds: Bounds) -> Result<Common, ApiError> {
     }
     Ok(Common {
         model,
+        ignore_eos,
         stream: f.flag("stream")?.unwrap_or(false),
         include_usage,
         n,

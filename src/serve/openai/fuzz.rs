@@ -17,12 +17,12 @@ const BOUNDS: Bounds = Bounds { n: 8, answers: 128 };
 
 thread_local! {
     /// One for each way of writing tools.
-    static VOICES: Vec<Arc<Voice>> = ["qwen3", "llama3", "mistral", "vicuna"].map(voice).into();
+    static VOICES: Vec<Arc<Voice>> = ["qwen", "llama3", "mistral", "default"].map(voice).into();
 }
 
-fn voice(template: &str) -> Arc<Voice> {
+fn voice(tools: &str) -> Arc<Voice> {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-base");
-    let text = format!("model_name_or_path: {}\ntemplate: {template}", base.display());
+    let text = format!("model_name_or_path: {}\ntemplate: qwen3\ntool_format: {tools}", base.display());
     let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
     Voices::new(&config, &base).of(None).unwrap()
 }
