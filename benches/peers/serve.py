@@ -5,8 +5,9 @@
 
 PYTHON is an interpreter with `llama-cpp-python[server]`, or with torch, transformers, fastapi and uvicorn; a peer without one is
 left out. Each server in turn gets the same prompts by `qlora-engine bench-serve`: 16 clients, /v1/completions, greedy, whole answers, so
-that each counts its own tokens; once to warm up, then three times, of which the median counts. None can be told to ignore the
-end of an answer, so the prompts are such that the tiny base goes on to the limit; the tokens of each are shown.
+that each counts its own tokens; once to warm up, then three times, of which the median counts. Every answer has all
+its tokens: each server is told in its own way to pass over the end token, and llama-cpp-python to leave out its penalty on
+repetition, which the others have not.
 
 Then ours alone: 64 clients over 8 adapters, against the same requests one at a time, and how long /health took meanwhile.
 """
@@ -28,6 +29,8 @@ import urllib.request
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BASE = os.path.join(ROOT, "assets/tiny-base")
 ROUNDS = 3
+# The end token of the tiny base, which llama-cpp-python is kept from by a bias, and its penalty of 1.1 unless told otherwise.
+LLAMA = json.dumps({"logit_bias": {"4089": -100}, "repeat_penalty": 1.0})
 WORDS = "the time people water word place year day work world life hand part child eye week case point number group".split()
 
 
@@ -88,8 +91,7 @@ def prompts(folder: str, seed: int, n: int) -> list[str]:
     """Options for `n` requests with prompts of about 60 tokens that no other seed has, so that none is found in a cache."""
     rng, path = random.Random(seed), os.path.join(folder, f"prompts-{seed}-{n}.txt")
     with open(path, "w") as file:
-        # Dashes the tiny base continues for as long as it may.
-        file.writelines(" ".join(rng.choices(WORDS, k=28)) + " - - - - - -\n" for _ in range(n))
+        file.writelines(" ".join(rng.choices(WORDS, k=32)) + "\n" for _ in range(n))
     return ["--prompt-file", path, "--requests", str(n)]
 
 
@@ -111,9 +113,10 @@ def peers(args, folder: str) -> dict[str, dict]:
         export = [args.binary, "export", f"{folder}/serve.yaml", f"export_dir={gguf}", "export_format=gguf", f"export_outtype={args.outtype}"]
         subprocess.run(export, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         file = next(os.path.join(gguf, n) for n in os.listdir(gguf) if n.endswith(".gguf"))
-        threads = str(os.cpu_count())
-        llama = [args.llama, "-m", "llama_cpp.server", "--model", file, "--n_ctx", "2048", "--n_threads", threads, "--n_threads_batch", threads]
-        servers[f"llama-cpp-python {args.outtype}"] = lambda port: [*llama, "--port", str(port)]
+        llama = [args.llama, "-m", "llama_cpp.server", "--model", file, "--n_ctx", "2048"]
+        for n in sorted({os.cpu_count(), 1}, reverse=True):
+            with_threads = [*llama, "--n_threads", str(n), "--n_threads_batch", str(n)]
+            servers[f"llama-cpp-python {args.outtype}, {n} threads"] = lambda port, own=with_threads: [*own, "--port", str(port)]
     if args.transformers:
         app = [args.transformers, os.path.join(ROOT, "benches/peers/serve_transformers.py"), BASE]
         for name, options in (("", []), (", one at a time", ["--lock"]), (", one at a time, bf16", ["--lock", "--dtype", "bfloat16"])):
@@ -123,7 +126,8 @@ def peers(args, folder: str) -> dict[str, dict]:
     for name, command in servers.items():
         port = free_port()
         with Running(command(port), port, os.path.join(folder, "log")) as server:
-            results[name] = measured(args, server, folder, options)
+            own = ["--extra", LLAMA] if name.startswith("llama") else ["--ignore-eos"]
+            results[name] = measured(args, server, folder, [*options, *own])
         print(f"  {name}: {results[name]['output_tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
     return results
 
@@ -149,7 +153,7 @@ def many(args, folder: str) -> tuple[dict, dict, float]:
             shutil.copytree(source, os.path.join(folder, name))
         adapters += ["--adapter", f"{name}={os.path.join(folder, name)}"]
     port = free_port()
-    options = ["--completions", "--max-tokens", str(args.max_tokens), "--probe", "/health"]
+    options = ["--completions", "--ignore-eos", "--max-tokens", str(args.max_tokens), "--probe", "/health"]
     for name in names:
         options += ["--model", name]
     command = [args.binary, "api", f"{folder}/serve.yaml", "--port", str(port), "--max-batch", "64", *adapters]
