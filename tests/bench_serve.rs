@@ -88,7 +88,18 @@ fn bench(args: &[&str]) -> Ran {
 fn a_server_is_measured() {
     let (url, asked) = server();
     let options = ["--requests", "40", "--concurrency", "4", "--max-tokens", "3", "--prompt-tokens", "9", "--json"];
-    let more = ["--model", "base", "--model", "full", "--probe", "/health", "--api-key", "sesame"];
+    let more = [
+        "--model",
+        "base",
+        "--model",
+        "full",
+        "--probe",
+        "/health",
+        "--api-key",
+        "sesame",
+        "--extra",
+        "{\"top_k\": 3}",
+    ];
     let ran = bench(&[&[url.as_str()][..], &options, &more].concat());
     assert_eq!(ran.code, Some(0), "{}", ran.stderr);
     let told: Value = serde_json::from_str(&ran.stdout).unwrap();
@@ -105,6 +116,7 @@ fn a_server_is_measured() {
     assert!(chats.iter().all(|(_, key, _)| key == "Bearer sesame"));
     let body = &chats[0].2;
     assert_eq!((&body["max_tokens"], &body["stream"], &body["temperature"]), (&json!(3), &json!(true), &json!(0.0)));
+    assert!(chats.iter().all(|(_, _, body)| body["top_k"] == 3));
     let mut prompts: Vec<&str> = chats.iter().map(|c| c.2["messages"][0]["content"].as_str().unwrap()).collect();
     assert!(prompts.iter().all(|p| p.split(' ').count() == 9), "{prompts:?}");
     prompts.sort_unstable();
@@ -142,7 +154,8 @@ fn what_cannot_work_is_one_line() {
     assert!(ran.stderr.contains("every request failed: status 429: 2 (the queue is full)"), "{}", ran.stderr);
     // Nothing listens there: the port was free a moment ago.
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let bad: [&[&str]; 5] = [
+    let bad: [&[&str]; 6] = [
+        &[&url, "--extra", "[1]"],
         &[&format!("http://{free}")],
         &[&url, "--rate", "NaN"],
         &[&url, "--rate", "-1"],

@@ -5,8 +5,9 @@
 
 PYTHON is an interpreter with `llama-cpp-python[server]`, or with torch, transformers, fastapi and uvicorn; a peer without one is
 left out. Each server in turn gets the same prompts by `qlora-engine bench-serve`: 16 clients, /v1/completions, greedy, whole answers, so
-that each counts its own tokens; once to warm up, then three times, of which the median counts. None can be told to ignore the
-end of an answer: what is compared is tokens per second, and the tokens of each are shown.
+that each counts its own tokens; once to warm up, then three times, of which the median counts. Every answer has all
+its tokens: each server is told in its own way to pass over the end token, and llama-cpp-python to leave out its penalty on
+repetition, which the others have not.
 
 Then ours alone: 64 clients over 8 adapters, against the same requests one at a time, and how long /health took meanwhile.
 """
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import re
 import shutil
 import socket
@@ -27,6 +29,9 @@ import urllib.request
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BASE = os.path.join(ROOT, "assets/tiny-base")
 ROUNDS = 3
+# The end token of the tiny base, which llama-cpp-python is kept from by a bias, and its penalty of 1.1 unless told otherwise.
+LLAMA = json.dumps({"logit_bias": {"4089": -100}, "repeat_penalty": 1.0})
+WORDS = "the time people water word place year day work world life hand part child eye week case point number group".split()
 
 
 def free_port() -> int:
@@ -82,10 +87,18 @@ def load(binary: str, url: str, *options: str) -> dict:
     return result
 
 
-def measured(args, server: Running, options: list[str]) -> dict:
-    """The median of some rounds, by tokens per second. Every round has prompts of its own: nothing is found in a cache."""
-    load(args.binary, server.url, *options, "--seed", "9", "--requests", str(args.clients))
-    rounds = [load(args.binary, server.url, *options, "--seed", str(i), "--requests", str(args.requests)) for i in range(ROUNDS)]
+def prompts(folder: str, seed: int, n: int) -> list[str]:
+    """Options for `n` requests with prompts of about 60 tokens that no other seed has, so that none is found in a cache."""
+    rng, path = random.Random(seed), os.path.join(folder, f"prompts-{seed}-{n}.txt")
+    with open(path, "w") as file:
+        file.writelines(" ".join(rng.choices(WORDS, k=32)) + "\n" for _ in range(n))
+    return ["--prompt-file", path, "--requests", str(n)]
+
+
+def measured(args, server: Running, folder: str, options: list[str]) -> dict:
+    """The median of some rounds, by tokens per second."""
+    load(args.binary, server.url, *options, *prompts(folder, 0, args.clients))
+    rounds = [load(args.binary, server.url, *options, *prompts(folder, 1 + i, args.requests)) for i in range(ROUNDS)]
     rounds.sort(key=lambda r: r["output_tokens_per_second"])
     speeds = [r["output_tokens_per_second"] for r in rounds]
     return rounds[ROUNDS // 2] | {"spread": (speeds[0], speeds[-1]), "memory": server.memory()}
@@ -100,19 +113,21 @@ def peers(args, folder: str) -> dict[str, dict]:
         export = [args.binary, "export", f"{folder}/serve.yaml", f"export_dir={gguf}", "export_format=gguf", f"export_outtype={args.outtype}"]
         subprocess.run(export, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         file = next(os.path.join(gguf, n) for n in os.listdir(gguf) if n.endswith(".gguf"))
-        threads = str(os.cpu_count())
-        command = [args.llama, "-m", "llama_cpp.server", "--model", file, "--n_ctx", "2048", "--n_threads", threads, "--n_threads_batch", threads]
-        servers[f"llama-cpp-python {args.outtype}"] = lambda port: [*command, "--port", str(port)]
+        llama = [args.llama, "-m", "llama_cpp.server", "--model", file, "--n_ctx", "2048"]
+        for n in sorted({os.cpu_count(), 1}, reverse=True):
+            with_threads = [*llama, "--n_threads", str(n), "--n_threads_batch", str(n)]
+            servers[f"llama-cpp-python {args.outtype}, {n} threads"] = lambda port, own=with_threads: [*own, "--port", str(port)]
     if args.transformers:
         app = [args.transformers, os.path.join(ROOT, "benches/peers/serve_transformers.py"), BASE]
         for name, options in (("", []), (", one at a time", ["--lock"]), (", one at a time, bf16", ["--lock", "--dtype", "bfloat16"])):
             servers[f"transformers{name}"] = lambda port, options=options: [*app, str(port), *options]
-    options = ["--completions", "--no-stream", "--concurrency", str(args.clients), "--max-tokens", str(args.max_tokens), "--prompt-tokens", "48"]
+    options = ["--completions", "--no-stream", "--concurrency", str(args.clients), "--max-tokens", str(args.max_tokens)]
     results = {}
     for name, command in servers.items():
         port = free_port()
         with Running(command(port), port, os.path.join(folder, "log")) as server:
-            results[name] = measured(args, server, options)
+            own = ["--extra", LLAMA] if name.startswith("llama") else ["--ignore-eos"]
+            results[name] = measured(args, server, folder, [*options, *own])
         print(f"  {name}: {results[name]['output_tokens_per_second']:.0f} tokens/s", file=sys.stderr, flush=True)
     return results
 
@@ -128,8 +143,8 @@ def many(args, folder: str) -> tuple[dict, dict, float]:
         if i < 2:
             settings = [
                 f"model_name_or_path={BASE}", "template=qwen3_nothink", "finetuning_type=lora", "use_cpu=true", "stage=sft", "do_train=true", f"dataset_dir={data}",
-                "dataset=medical_demo" if i else "dataset=legal", f"lora_rank={16 if i else 8}", "max_steps=12", "cutoff_len=64", "per_device_train_batch_size=2",
-                "learning_rate=1e-2", "report_to=none", f"output_dir={source}",
+                "dataset=medical_demo" if i else "dataset=legal", f"lora_rank={16 if i else 8}", "max_steps=3", "cutoff_len=64", "per_device_train_batch_size=2",
+                "learning_rate=1e-4", "report_to=none", f"output_dir={source}",
             ]  # fmt: skip
             with open(os.path.join(folder, "train.yaml"), "w") as file:
                 file.writelines(f"{s.replace('=', ': ', 1)}\n" for s in settings)
@@ -138,14 +153,14 @@ def many(args, folder: str) -> tuple[dict, dict, float]:
             shutil.copytree(source, os.path.join(folder, name))
         adapters += ["--adapter", f"{name}={os.path.join(folder, name)}"]
     port = free_port()
-    options = ["--prompt-tokens", "48", "--max-tokens", str(args.max_tokens), "--probe", "/health"]
+    options = ["--completions", "--ignore-eos", "--max-tokens", str(args.max_tokens), "--probe", "/health"]
     for name in names:
         options += ["--model", name]
     command = [args.binary, "api", f"{folder}/serve.yaml", "--port", str(port), "--max-batch", "64", *adapters]
     with Running(command, port, os.path.join(folder, "log")) as server:
-        load(args.binary, server.url, *options, "--requests", "64", "--concurrency", "64", "--seed", "1")
-        together = load(args.binary, server.url, *options, "--requests", "512", "--concurrency", "64")
-        alone = load(args.binary, server.url, *options, "--requests", "64", "--concurrency", "1")
+        load(args.binary, server.url, *options, "--concurrency", "64", *prompts(folder, 0, 64))
+        together = load(args.binary, server.url, *options, "--concurrency", "64", *prompts(folder, 1, 512))
+        alone = load(args.binary, server.url, *options, "--concurrency", "1", *prompts(folder, 2, 64))
         return together, alone, server.memory()
 
 
@@ -176,7 +191,8 @@ def main():
         together, alone, memory = many(args, folder)
         a, b = together["output_tokens_per_second"], alone["output_tokens_per_second"]
         health = together["times"]["/health ms"]
-        print(f"\n64 clients over 8 adapters: {a:.0f} tokens/s; one at a time: {b:.0f}; ratio {a / b:.2f}; {memory:.0f} MB")
+        tokens = f"{together['output_tokens']} tokens of 512 answers"
+        print(f"\n64 clients over 8 adapters: {a:.0f} tokens/s ({tokens}); one at a time: {b:.0f}; ratio {a / b:.2f}; {memory:.0f} MB")
         for name, ms in together["times"].items():
             print(f"  {name:28}" + "".join(f"{k} {v:>9.2f}   " for k, v in ms.items()))
         print(f"  /health p99 {health['p99']:.1f} ms\nload after: {os.getloadavg()[0]:.2f}")

@@ -1,7 +1,7 @@
 """transformers behind FastAPI, as tutorials write it: `generate` in a thread for each request.
 
 `serve_transformers.py MODEL PORT [--lock] [--dtype bfloat16]`. With --lock one request is computed at a time, which spares the threads
-their quarrel over the cores. POST /v1/completions {prompt, max_tokens}, greedy, with OpenAI's answer.
+their quarrel over the cores. POST /v1/completions {prompt, max_tokens, ignore_eos}, greedy, with OpenAI's answer.
 """
 
 import argparse
@@ -19,6 +19,7 @@ class Request(BaseModel):
     model: str
     prompt: str
     max_tokens: int = 16
+    ignore_eos: bool = False
 
 
 def app(path: str, lock: bool, dtype: str) -> FastAPI:
@@ -36,8 +37,9 @@ def app(path: str, lock: bool, dtype: str) -> FastAPI:
     def complete(request: Request):
         inputs = tokenizer(request.prompt, return_tensors="pt")
         n = inputs["input_ids"].shape[1]
+        least = request.max_tokens if request.ignore_eos else None
         with turn, torch.inference_mode():
-            output = model.generate(**inputs, max_new_tokens=request.max_tokens, do_sample=False)
+            output = model.generate(**inputs, max_new_tokens=request.max_tokens, min_new_tokens=least, do_sample=False)
         new = output[0, n:]
         usage = {"prompt_tokens": n, "completion_tokens": len(new), "total_tokens": n + len(new)}
         choice = {"index": 0, "text": tokenizer.decode(new, skip_special_tokens=True), "finish_reason": "stop"}

@@ -7,7 +7,7 @@ mod target;
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use self::drive::WORDS;
 use self::stats::Summary;
@@ -63,6 +63,9 @@ pub(super) struct Options {
     /// Ask for answers of exactly `--max-tokens` (`ignore_eos`, which vLLM knows too)
     #[arg(long)]
     ignore_eos: bool,
+    /// Fields for every request beside, as a JSON object: what one server alone understands
+    #[arg(long, value_name = "JSON", value_parser = fields)]
+    extra: Option<Map<String, Value>>,
     /// Ask for whole answers: then there is no time to first token
     #[arg(long)]
     no_stream: bool,
@@ -95,6 +98,10 @@ fn rate(text: &str) -> std::result::Result<f64, String> {
         Ok(r) if (0.0..=1e6).contains(&r) => Ok(r),
         _ => Err("it must be a number from 0 to 1e6".into()),
     }
+}
+
+fn fields(text: &str) -> std::result::Result<Map<String, Value>, String> {
+    serde_json::from_str(text).map_err(|e| format!("it must be a JSON object: {e}"))
 }
 
 /// Loads the server and prints what it took.
@@ -170,6 +177,9 @@ fn body(options: &Options, model: &str, prompt: &Prompt, i: usize) -> Result<Val
             let system = beside.then(|| json!({"role": "system", "content": prompt.system}));
             body["messages"] = system.into_iter().chain(turns).collect();
         }
+    }
+    if let (Some(body), Some(extra)) = (body.as_object_mut(), &options.extra) {
+        body.extend(extra.clone());
     }
     Ok(body)
 }
