@@ -106,7 +106,7 @@ fn every_file_can_be_read() {
 fn the_image_starts_what_there_is() {
     let docker = read("Dockerfile");
     let line = |start: &str| {
-        docker.lines().filter_map(|l| l.strip_prefix(start)).last().unwrap_or_else(|| panic!("no {start}"))
+        docker.lines().filter_map(|l| l.strip_prefix(start)).next_back().unwrap_or_else(|| panic!("no {start}"))
     };
     assert_eq!(line("EXPOSE "), "8000");
     assert_eq!(line("USER "), "nonroot");

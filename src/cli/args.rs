@@ -109,7 +109,7 @@ pub(super) enum Subcommand {
     /// output token, whole latencies by percentile, tokens and requests per second, and what failed. With `--rate`
     /// requests come at random times whether or not the server keeps up, and their time counts from when they were due.
     #[command(after_help = super::bench_serve::EXAMPLES)]
-    BenchServe(super::bench_serve::Options),
+    BenchServe(Box<super::bench_serve::Options>),
     /// Ask a running server whether it is well; exit code 0 if so
     #[command(hide = true)]
     Health(super::health::Options),

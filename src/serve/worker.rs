@@ -21,7 +21,7 @@ pub struct Limits {
     pub batch: usize,
     /// Tokens whose keys and values are kept, over all sequences.
     pub cache_tokens: usize,
-    /// Requests that wait at most; one more is refused.
+    /// Requests that wait at most, while the batch is full; one more is refused.
     pub queue: usize,
 }
 
@@ -43,6 +43,7 @@ struct Shared {
     /// Requests that were sent and are not in the engine yet, and those that wait there.
     waiting: AtomicUsize,
     queue: usize,
+    batch: usize,
     stopping: AtomicBool,
     now: Mutex<Load>,
     /// Whether the thread has ended, and then whether every request had.
@@ -131,6 +132,7 @@ impl Worker {
             loading: Mutex::new(()),
             waiting: AtomicUsize::new(0),
             queue: limits.queue,
+            batch: limits.batch,
             stopping: AtomicBool::new(false),
             now: Mutex::new(Load { pages, ..Load::default() }),
             ended: Mutex::new(None),
@@ -157,11 +159,11 @@ impl Worker {
         if self.shared.stopping.load(Ordering::SeqCst) {
             return Err(Refused::Stopping);
         }
-        let taken = self
-            .shared
-            .waiting
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| (n < self.shared.queue).then_some(n + 1));
-        if taken.is_err() {
+        // Those that the batch has places for do not count: the thread takes them at its next step.
+        let places = self.shared.batch.saturating_sub(lock(&self.shared.now).running);
+        let most = self.shared.queue.saturating_add(places);
+        let count = |n| (n < most).then_some(n + 1);
+        if self.shared.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count).is_err() {
             return Err(Refused::Full);
         }
         let (to, updates) = unbounded_channel();

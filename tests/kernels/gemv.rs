@@ -189,6 +189,38 @@ fn the_cpu_decodes_as_it_trains() {
     assert_eq!(linear::decode(&x, &l, Some(&add)).unwrap().to_f64(), want);
 }
 
+/// Groups of rows with adapters of their own, or none, have the bits that their rows have alone; on the CPU and on kernels.
+#[test]
+fn each_group_has_its_adapter() {
+    for device in [Device::cpu(1), Device::cpu(3)].into_iter().chain(kernel_devices().into_iter().map(|(_, d)| d)) {
+        let t = |seed, rows: usize, cols: usize| tensor(&random(seed, rows * cols), rows, cols, DType::Bf16, &device);
+        let (values, rest) = (random(1, 12 * 64), random(5, 12 * 48));
+        let part = |v: &[f64], r: &std::ops::Range<usize>, cols: usize| {
+            tensor(&v[r.start * cols..r.end * cols], r.len(), cols, DType::Bf16, &device)
+        };
+        let (w, bias) = (t(2, 48, 64), t(8, 1, 48));
+        let adapters = [(t(3, 8, 64), t(4, 48, 8)), (t(6, 16, 64), t(7, 48, 16))];
+        let lora = |i: usize| {
+            let (a, b) = &adapters[i];
+            Lora { a: Slot::whole(a), b: Slot::whole(b), scale: SCALE, dropout: None }
+        };
+        let layer = Linear { w: Matrix::Dense(Slot::whole(&w)), bias: Some(Slot::whole(&bias)), lora: None };
+        let groups = [(0..3, Some(lora(0))), (3..4, None), (4..11, Some(lora(1))), (11..12, Some(lora(0)))];
+        let (x, add) = (part(&values, &(0..12), 64), part(&rest, &(0..12), 48));
+        let got = linear::decode_grouped(&x, &layer, &groups, Some(&add)).unwrap().to_f64();
+        for (rows, lora) in &groups {
+            let alone = Linear { lora: *lora, ..layer };
+            let want = linear::decode(&part(&values, rows, 64), &alone, Some(&part(&rest, rows, 48))).unwrap().to_f64();
+            assert_eq!(got[rows.start * 48..rows.end * 48], want, "{rows:?}");
+            assert!(want.iter().all(|x| x.is_finite()));
+        }
+        for wrong in [vec![(0..3, None), (2..4, None)], vec![(4..8, None), (0..2, None)], vec![(0..13, None)]] {
+            let e = linear::decode_grouped(&x, &layer, &wrong, None).map(|_| ()).unwrap_err().to_string();
+            assert!(e.contains("groups"), "{e}");
+        }
+    }
+}
+
 #[test]
 fn a_plan_counts_what_runs() {
     let device = Device::plan_kernels();
