@@ -144,6 +144,29 @@ fn only_what_is_the_same_is_shared() {
     }
 }
 
+/// Where room is tight, what a request shares is not given up to make room for it.
+#[test]
+fn a_shared_beginning_counts_as_room() {
+    let model = load(DType::F32, 2 * PIECE);
+    let mut engine = Engine::new(&model, Room { batch: 1, pages: 5, longest: 2 * PIECE }).unwrap();
+    let prompt = ids(2 * PAGE + 5, 5);
+    for (new, want) in [(1, 0), (2 * PAGE, 2 * PAGE)] {
+        engine.add(&model, Request { stops: vec![], ..request(prompt.clone(), new, None, 0) }).unwrap();
+        let mut found = None;
+        while !engine.is_idle() {
+            engine
+                .step(&model, &mut |_, event| {
+                    if let Event::Begun { cached } = event {
+                        found = Some(cached);
+                    }
+                    Control::Continue
+                })
+                .unwrap();
+        }
+        assert_eq!(found, Some(want), "{new} new tokens");
+    }
+}
+
 /// Answers under way get a token at every step, while a prompt of several pieces is read; and of two long prompts none waits for
 /// the whole of the other.
 #[test]

@@ -212,9 +212,11 @@ impl Engine {
     fn admit(&mut self, on_event: &mut dyn FnMut(Id, Event) -> Control) {
         while self.slots.len() < self.batch {
             let Some((_, request)) = self.waiting.front() else { return };
-            let Some(sequence) = self.cache.take(request.prompt.len() + request.max_new_tokens) else { return };
-            let Some((id, request)) = self.waiting.pop_front() else { return };
             let of = request.adapter.map_or(0, |a| a as u64 + 1);
+            // What it will share counts, and is not given up for it.
+            let tokens = request.prompt.len() + request.max_new_tokens;
+            let Some(sequence) = self.cache.take_after(tokens, of, &request.prompt) else { return };
+            let Some((id, request)) = self.waiting.pop_front() else { return };
             match Running::new(request) {
                 Ok(running) => {
                     self.slots.push(Slot { id, sequence, running, cached: None, of });
@@ -258,15 +260,14 @@ impl Engine {
     fn begin_alike(&self, other: usize, place: usize) -> bool {
         let (other, slot) = (&self.slots[other], &self.slots[place]);
         let beginning = slot.sequence.len() + PAGE;
-        let page = |s: &Slot| s.running.ids().get(..beginning).map(<[u32]>::to_vec);
         slot.cached.is_none()
             && slot.of == other.of
             && other.sequence.len() < beginning
             && slot.running.ids().len() > beginning
-            && page(slot) == page(other)
+            && slot.running.ids().get(..beginning) == other.running.ids().get(..beginning)
     }
 
-    /// Before the first piece of a prompt: what is in the cache already is not read again.
+    /// Before the first piece of a prompt: what others have read since it was admitted is not read again.
     fn begin(&mut self, place: usize) {
         let slot = &mut self.slots[place];
         if slot.cached.is_some() {
@@ -274,8 +275,8 @@ impl Engine {
         }
         let prompt = &slot.running.request().prompt;
         let tokens = prompt.len() + slot.running.request().max_new_tokens;
-        let empty = std::mem::replace(&mut slot.sequence, Sequence::none());
-        self.cache.release(empty);
+        let untouched = std::mem::replace(&mut slot.sequence, Sequence::none());
+        self.cache.release(untouched);
         let of = slot.of;
         let Some(sequence) = self.cache.take_after(tokens, of, prompt) else {
             unreachable!("at least as many pages were given back just now")
