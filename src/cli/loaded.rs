@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::eval;
-use crate::format::adapter::Sidecar;
 use crate::model::Model;
+use crate::train::Inputs;
 
 /// Names for the base without an adapter, unless an adapter is called so.
 const BASE: [&str; 2] = ["base", "none"];
@@ -45,16 +45,8 @@ pub(super) fn load(config: &Config, folder: &Path, more: &[PathBuf], positions: 
 /// # Errors
 /// [`Error::File`] for what lies beside the adapter and cannot be read.
 pub(super) fn travelling(config: &mut Config) -> Result<()> {
-    let Some(adapter) = config.model.adapter_name_or_path.last() else { return Ok(()) };
-    let Some(sidecar) = Sidecar::open(adapter)? else { return Ok(()) };
-    let written = |key: &str| config.written.iter().any(|(k, v)| k == key && !v.is_null());
-    let thinking = written("enable_thinking");
-    if config.data.template.is_none() && sidecar.template.is_some() {
-        config.data.template = sidecar.template;
-        if !thinking {
-            config.data.enable_thinking = sidecar.enable_thinking;
-        }
-    }
+    let adapter = config.model.adapter_name_or_path.last().map(PathBuf::as_path);
+    (config.data.template, config.data.enable_thinking) = Inputs::manner(config, adapter)?;
     Ok(())
 }
 

@@ -7,7 +7,6 @@ use crate::config::Config;
 use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::Result;
-use crate::format::adapter::Sidecar;
 use crate::train::{Control, Event, Inputs};
 
 /// One way of talking. Adapters that were trained alike share it.
@@ -44,15 +43,7 @@ impl Voices {
     /// # Errors
     /// Whatever is wrong with tokenizer or template, or with what lies beside the adapter.
     pub fn of(&self, adapter: Option<&Path>) -> Result<Arc<Voice>> {
-        let data = &self.config.data;
-        let mut key = (data.template.clone(), data.enable_thinking);
-        if let Some(sidecar) = adapter.map(Sidecar::open).transpose()?.flatten()
-            && data.template.is_none()
-            && sidecar.template.is_some()
-        {
-            let written = self.config.written.iter().any(|(k, v)| k == "enable_thinking" && !v.is_null());
-            key = (sidecar.template, if written { data.enable_thinking } else { sidecar.enable_thinking });
-        }
+        let key = Inputs::manner(&self.config, adapter)?;
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, voice)) = made.iter().find(|(k, _)| *k == key) {
             return Ok(voice.clone());

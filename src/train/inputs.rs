@@ -1,16 +1,17 @@
 //! What a run works on: the model's folder, its tokenizer and template, and the tokenised data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::progress::{Control, Event, Observer};
-use crate::config::Config;
+use crate::config::{Config, DataConfig};
 use crate::data::encode::{self, Prepared};
 use crate::data::template::Template;
 use crate::data::tokenizer::Tokenizer;
 use crate::data::{Sample, cache, source};
 use crate::error::{Error, Result};
+use crate::format::adapter::Sidecar;
 use crate::format::{HfConfig, hub};
 
 /// Everything that a run reads before it starts.
@@ -57,6 +58,23 @@ impl Inputs {
         let template = Template::load(&config.data, &mut tokenizer)?;
         tokenizer.check_vocab(vocab)?;
         Ok((folder, tokenizer, template))
+    }
+
+    /// The template's name and the thinking mode of answers by `adapter`: they travel with it, and count unless the config says
+    /// otherwise.
+    ///
+    /// # Errors
+    /// [`Error::File`] for what lies beside the adapter and cannot be read.
+    pub fn manner(config: &Config, adapter: Option<&Path>) -> Result<(Option<String>, Option<bool>)> {
+        let DataConfig { template, enable_thinking, .. } = &config.data;
+        let sidecar = adapter.map(Sidecar::open).transpose()?.flatten();
+        match sidecar.filter(|s| template.is_none() && s.template.is_some()) {
+            Some(sidecar) => {
+                let written = config.written.iter().any(|(k, v)| k == "enable_thinking" && !v.is_null());
+                Ok((sidecar.template, if written { *enable_thinking } else { sidecar.enable_thinking }))
+            }
+            None => Ok((template.clone(), *enable_thinking)),
+        }
     }
 
     /// Reads and tokenises. With `tokenized_path` the tokenised data are read from there, or written there.
