@@ -37,7 +37,7 @@ enum class Collective : unsigned char { kSync, kShuffle, kBallot, kMmaBf16, kLdm
 struct PendingCopy {
   void* dst;
   const void* src;  // null: zeros
-  int bytes;
+  int bytes, group;
 };
 
 constexpr int kMaxPending = 256;  // copies that one thread has under way
@@ -52,9 +52,8 @@ struct Fiber {
   void* argument;  // what it brought to the collective
   unsigned thread;
   int pending_count;
-  int groups;                       // closed groups, and the open one's number
-  PendingCopy pending[kMaxPending];  // in order
-  int pending_group[kMaxPending];
+  int groups;            // closed groups, and the open one's number
+  PendingCopy* pending;  // kMaxPending, in order; apart from what is looked at all the time
   void* asan_stack;
 };
 
@@ -83,19 +82,18 @@ struct Ballot {
   bool value;
   unsigned result;
 };
+// Products of `count` A fragments, the registers of each behind those of the one before, with one B of `width` (8 or 16) columns.
 struct Mma {
-  float* d;
+  float* d;  // of product i: from d + i * apart on, 4 for each 8 columns
   const unsigned *a, *b;
+  int count, apart, width;
 };
 struct Ldmatrix {
   unsigned* r;
   const void* row;
 };
 
-inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line) {
-  Mma m{d, a, b};
-  wait_warp(Collective::kMmaBf16, &m, line);
-}
+inline void mma_bf16(Mma m, int line) { wait_warp(Collective::kMmaBf16, &m, line); }
 inline void ldmatrix_x4(unsigned (&r)[4], const void* row, bool trans, int line) {
   Ldmatrix m{r, row};
   wait_warp(trans ? Collective::kLdmatrixTrans : Collective::kLdmatrix, &m, line);

@@ -31,6 +31,7 @@ constexpr uint64_t kCanary = 0x5AFE57ACC0FFEE00ull;
 // What one worker thread needs to run a block: made once, used for every block it runs.
 struct Worker {
   Fiber fibers[kMaxThreads];
+  PendingCopy pending[kMaxThreads][kMaxPending];
   Fiber scheduler;
   void (*kernel)(const void*);
   const void* params;
@@ -91,16 +92,41 @@ void jump(Fiber& from, Fiber& to) {
 #endif
 }
 
+void check_stack(const Fiber& f) {
+  uint64_t canary;
+  memcpy(&canary, f.stack, sizeof canary);
+  if (canary == kCanary || worker->failed) return;
+  worker->failed = true;
+  snprintf(worker->why, sizeof worker->why, "thread %u overran its stack of %zu bytes", f.thread, kStackBytes);
+}
+
+// Goes on with the next lane of the warp that can run, or with the scheduler if there is none.
+void give_way(Fiber& f) {
+  Worker& w = *worker;
+  const int step = w.reversed ? -1 : 1;
+  Fiber* const warp = &w.fibers[f.thread / QE_WARP * QE_WARP];
+  Fiber* next = &f;
+  do next += step;
+  while (next >= warp && next < warp + QE_WARP && next->wait != Wait::kNothing);
+  if (next < warp || next >= warp + QE_WARP || w.failed) return jump(f, w.scheduler);
+  current.fiber = next;
+  current.thread.x = next->thread;
+  jump(f, *next);
+}
+
 void fiber_main() {
   Worker& w = *worker;
 #if QE_ASAN
-  __sanitizer_finish_switch_fiber(nullptr, &w.home_bottom, &w.home_size);
+  // The first that ever runs comes from the scheduler, others may come from their neighbour.
+  if (w.home_size == 0) __sanitizer_finish_switch_fiber(nullptr, &w.home_bottom, &w.home_size);
+  else __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
   w.kernel(w.params);
   Fiber& f = *current.fiber;
   if (f.pending_count > 0) fail("a thread ends before it has waited for its asynchronous copies", f.copy_line);
+  check_stack(f);
   f.wait = Wait::kDone;
-  jump(f, w.scheduler);
+  give_way(f);
   abort();  // nobody goes on with a thread that is done
 }
 
@@ -129,42 +155,62 @@ void prepare(Fiber& f, unsigned thread) {
 #endif
 }
 
-// Runs a thread until it waits or ends.
+// Runs a thread, and those of its warp that follow it, until all of them wait or have ended.
 void resume(Worker& w, Fiber& f) {
   current.fiber = &f;
   current.thread.x = f.thread;
-  f.wait = Wait::kNothing;
   jump(w.scheduler, f);
-  uint64_t canary;
-  memcpy(&canary, f.stack, sizeof canary);
-  if (canary != kCanary && !w.failed) {
-    w.failed = true;
-    snprintf(w.why, sizeof w.why, "thread %u overran its stack of %zu bytes", f.thread, kStackBytes);
-  }
 }
 
-void product(Fiber* lanes) {
-  float a[16][16], b[16][8], d[16][8];
-  const auto pair = [](unsigned r, float& lo, float& hi) {
-    lo = f32(bf16{static_cast<unsigned short>(r)});
-    hi = f32(bf16{static_cast<unsigned short>(r >> 16)});
+// W: columns of B.
+template <int W>
+void products(Fiber* lanes, int count) {
+  typedef float Four __attribute__((vector_size(16)));  // what every machine adds at once
+  float a[16][16];
+  Four b[16][W / 4], d[16][W / 4];
+  float(*const b_at)[W] = reinterpret_cast<float(*)[W]>(b);
+  float(*const d_at)[W] = reinterpret_cast<float(*)[W]>(d);
+  // Two bf16 in a register, as two floats: the low one first.
+  struct Pair {
+    uint32_t low, high;
   };
+  const auto pair = [](unsigned r) { return Pair{r << 16, r & 0xFFFF0000u}; };
   for (int l = 0; l < QE_WARP; ++l) {
     const Mma& m = *static_cast<Mma*>(lanes[l].argument);
     const int g = l / 4, t = l % 4;
-    for (int i = 0; i < 4; ++i) {
-      const int row = g + 8 * (i % 2), col = 2 * t + 8 * (i / 2);
-      pair(m.a[i], a[row][col], a[row][col + 1]);
-      d[g + 8 * (i / 2)][2 * t + i % 2] = m.d[i];
+    for (int i = 0; i < W / 4; ++i) {
+      const Pair both = pair(m.b[i]);
+      const int row = 2 * t + 8 * (i % 2), col = g + 8 * (i / 2);
+      memcpy(&b_at[row][col], &both.low, 4);
+      memcpy(&b_at[row + 1][col], &both.high, 4);
     }
-    for (int i = 0; i < 2; ++i) pair(m.b[i], b[2 * t + 8 * i][g], b[2 * t + 8 * i + 1][g]);
   }
-  for (int i = 0; i < 16; ++i)
-    for (int k = 0; k < 16; ++k)
-      for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
-  for (int l = 0; l < QE_WARP; ++l) {
-    const Mma& m = *static_cast<Mma*>(lanes[l].argument);
-    for (int i = 0; i < 4; ++i) m.d[i] = d[l / 4 + 8 * (i / 2)][2 * (l % 4) + i % 2];
+  for (int n = 0; n < count; ++n) {
+    for (int l = 0; l < QE_WARP; ++l) {
+      const Mma& m = *static_cast<Mma*>(lanes[l].argument);
+      const int g = l / 4, t = l % 4;
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const Pair both = pair(m.a[n * 4 + i]);
+        memcpy(&a[g + 8 * (i % 2)][2 * t + 8 * (i / 2)], &both, 8);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < W / 4; ++i) memcpy(&d_at[g + 8 * (i % 2)][2 * t + 8 * (i / 2)], m.d + n * m.apart + 2 * i, 8);
+    }
+    for (int i = 0; i < 16; ++i) {
+      Four sum[W / 4];
+      memcpy(sum, d[i], sizeof sum);
+      for (int k = 0; k < 16; ++k)
+#pragma GCC unroll 4
+        for (int c = 0; c < W / 4; ++c) sum[c] += a[i][k] * b[k][c];
+      memcpy(d[i], sum, sizeof sum);
+    }
+    for (int l = 0; l < QE_WARP; ++l) {
+      const Mma& m = *static_cast<Mma*>(lanes[l].argument);
+#pragma GCC unroll 4
+      for (int i = 0; i < W / 4; ++i)
+        memcpy(m.d + n * m.apart + 2 * i, &d_at[l / 4 + 8 * (i % 2)][2 * (l % 4) + 8 * (i / 2)], 8);
+    }
   }
 }
 
@@ -198,9 +244,11 @@ void collect(Fiber* lanes) {
       for (int l = 0; l < QE_WARP; ++l) static_cast<Ballot*>(lanes[l].argument)->result = bits;
       break;
     }
-    case Collective::kMmaBf16:
-      product(lanes);
+    case Collective::kMmaBf16: {
+      const Mma& m = *static_cast<Mma*>(lanes[0].argument);
+      m.width == 8 ? products<8>(lanes, m.count) : products<16>(lanes, m.count);
       break;
+    }
     case Collective::kLdmatrix:
     case Collective::kLdmatrixTrans:
       load_matrices(lanes, lanes[0].collective == Collective::kLdmatrixTrans);
@@ -300,7 +348,10 @@ Worker* get_worker() {
   Worker* w = static_cast<Worker*>(calloc(1, sizeof(Worker)));
   void* stacks = mmap(nullptr, kStackBytes * kMaxThreads, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (w == nullptr || stacks == MAP_FAILED) return nullptr;
-  for (unsigned t = 0; t < kMaxThreads; ++t) w->fibers[t].stack = static_cast<char*>(stacks) + kStackBytes * t;
+  for (unsigned t = 0; t < kMaxThreads; ++t) {
+    w->fibers[t].stack = static_cast<char*>(stacks) + kStackBytes * t;
+    w->fibers[t].pending = w->pending[t];
+  }
 #if !defined(__x86_64__)
   w->scheduler.sp = calloc(1, sizeof(ucontext_t));
 #endif
@@ -314,7 +365,8 @@ void wait_block(int line) {
   Fiber& f = *current.fiber;
   f.wait = Wait::kBlock;
   f.line = line;
-  jump(f, worker->scheduler);
+  check_stack(f);
+  give_way(f);
 }
 
 void wait_warp(Collective what, void* argument, int line) {
@@ -323,7 +375,7 @@ void wait_warp(Collective what, void* argument, int line) {
   f.collective = what;
   f.argument = argument;
   f.line = line;
-  jump(f, worker->scheduler);
+  give_way(f);
 }
 
 void fail(const char* why, int line) {
@@ -343,8 +395,7 @@ void cp_async(void* dst, const void* src, int bytes, bool valid, int line) {
   const uintptr_t misaligned = (reinterpret_cast<uintptr_t>(dst) | (valid ? reinterpret_cast<uintptr_t>(src) : 0)) % bytes;
   if (misaligned != 0) fail("an asynchronous copy of unaligned addresses", line);
   if (f.pending_count == kMaxPending) fail("too many asynchronous copies under way", line);
-  f.pending_group[f.pending_count] = f.groups;
-  f.pending[f.pending_count++] = PendingCopy{dst, valid ? src : nullptr, bytes};
+  f.pending[f.pending_count++] = PendingCopy{dst, valid ? src : nullptr, bytes, f.groups};
 }
 
 void cp_async_commit() { ++current.fiber->groups; }
@@ -355,11 +406,10 @@ void cp_async_wait(int newest) {
   for (int i = 0; i < f.pending_count; ++i) {
     const PendingCopy& c = f.pending[i];
     // Group numbers count up; the open group is not waited for.
-    if (f.pending_group[i] < f.groups - newest) {
+    if (c.group < f.groups - newest) {
       if (c.src != nullptr) memcpy(c.dst, c.src, c.bytes);
       else memset(c.dst, 0, c.bytes);
     } else {
-      f.pending_group[left] = f.pending_group[i];
       f.pending[left++] = c;
     }
   }

@@ -116,8 +116,7 @@ QE_DEV void matmul_rows(float (&acc)[N][4], const unsigned (&a)[4], const bf16* 
   for (int n = 0; n < N; n += 2) {
     unsigned b[4];
     ldmatrix_x4(b, tile + place<DIM>(8 * n + (lane() & 7) + (lane() >> 4) * 8, 2 * k + (lane() >> 3 & 1)));
-    mma_bf16(acc[n], a, {b[0], b[1]});
-    mma_bf16(acc[n + 1], a, {b[2], b[3]});
+    mma_bf16_pair(acc, n, a, b);
   }
 }
 
@@ -128,8 +127,7 @@ QE_DEV void matmul_cols(float (&acc)[N][4], const unsigned (&a)[4], const bf16* 
   for (int n = 0; n < N; n += 2) {
     unsigned b[4];
     ldmatrix_x4_trans(b, tile + place<DIM>(16 * k + (lane() & 15), chunk + n + (lane() >> 4)));
-    mma_bf16(acc[n], a, {b[0], b[1]});
-    mma_bf16(acc[n + 1], a, {b[2], b[3]});
+    mma_bf16_pair(acc, n, a, b);
   }
 }
 

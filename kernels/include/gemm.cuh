@@ -184,12 +184,7 @@ QE_DEV void multiply(Sums<S>& sums, A& a, B& b) {
         ldmatrix_x4(fb, b.chunk(n + l % 8 + l / 16 * 8, k / 8 + l / 8 % 2));
       else
         ldmatrix_x4_trans(fb, b.chunk(k + l % 16, n / 8 + l / 16));
-      const unsigned lo[2] = {fb[0], fb[1]}, hi[2] = {fb[2], fb[3]};
-#pragma unroll
-      for (int i = 0; i < S::kFragsM; ++i) {
-        mma_bf16(sums[i][j], fa[i], lo);
-        mma_bf16(sums[i][j + 1], fa[i], hi);
-      }
+      mma_bf16_pairs(sums, j, fa, fb);
     }
   }
 }

@@ -32,9 +32,35 @@ QE_DEV void ldmatrix_x4_trans(unsigned (&r)[4], const void* row) {
                : "r"(at)
                : "memory");
 }
+// d[i][j] and d[i][j + 1] += A_i times the left and the right 8 columns of B (16, 16): registers b[0], b[1] and b[2], b[3].
+template <int I, int J>
+QE_DEV void mma_bf16_pairs(float (&d)[I][J][4], int j, const unsigned (&a)[I][4], const unsigned (&b)[4]) {
+  const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
+#pragma unroll
+  for (int i = 0; i < I; ++i) {
+    mma_bf16(d[i][j], a[i], left);
+    mma_bf16(d[i][j + 1], a[i], right);
+  }
+}
+// The same of one A.
+template <int J>
+QE_DEV void mma_bf16_pair(float (&d)[J][4], int j, const unsigned (&a)[4], const unsigned (&b)[4]) {
+  mma_bf16(d[j], a, {b[0], b[1]});
+  mma_bf16(d[j + 1], a, {b[2], b[3]});
+}
 #else
 QE_DEV void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], int line = __builtin_LINE()) {
-  host::mma_bf16(d, a, b, line);
+  host::mma_bf16(host::Mma{d, a, b, 1, 0, 8}, line);
+}
+template <int I, int J>
+QE_DEV void mma_bf16_pairs(float (&d)[I][J][4], int j, const unsigned (&a)[I][4], const unsigned (&b)[4],
+                           int line = __builtin_LINE()) {
+  host::mma_bf16(host::Mma{d[0][j], a[0], b, I, J * 4, 16}, line);
+}
+template <int J>
+QE_DEV void mma_bf16_pair(float (&d)[J][4], int j, const unsigned (&a)[4], const unsigned (&b)[4],
+                          int line = __builtin_LINE()) {
+  host::mma_bf16(host::Mma{d[j], a, b, 1, 0, 16}, line);
 }
 QE_DEV void ldmatrix_x4(unsigned (&r)[4], const void* row, int line = __builtin_LINE()) {
   host::ldmatrix_x4(r, row, false, line);
