@@ -3,6 +3,9 @@
 //! itself again as a child that finds the stub.
 #![cfg(not(feature = "host-asan"))]
 
+#[path = "../benches/kernels/cases/mod.rs"]
+mod benched;
+
 use std::path::Path;
 use std::process::Command;
 use std::sync::{Arc, OnceLock};
@@ -127,6 +130,37 @@ fn a_training_run_gives_the_same_bits() {
             std::fs::read(output.join("adapter_model.safetensors")).unwrap()
         });
         assert!(adapters[0] == adapters[1], "the adapters differ");
+    });
+}
+
+/// The benches' own code, at sizes that the stub can compute: every case has the CPU's result, is captured (but one) and
+/// timed, and its line can be read.
+#[test]
+fn the_kernels_can_be_timed() {
+    on_stub("the_kernels_can_be_timed", &[], || {
+        let device = Device::cuda(0).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut criterion = criterion::Criterion::default()
+            .without_plots()
+            .output_directory(folder.path())
+            .sample_size(10)
+            .nresamples(2)
+            .warm_up_time(std::time::Duration::from_nanos(1))
+            .measurement_time(std::time::Duration::from_nanos(1));
+        let card = Card { name: "stub".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 };
+        let sizes = benched::Sizes { tokens: 40, labelled: 8, keys: 33 };
+        let cases = benched::of_layer(("small", 64, 128, 2, 1, 64, 96), sizes);
+        assert!(cases.len() > 15 && cases.iter().filter(|case| case.eager).count() == 1);
+        for case in cases {
+            // Two sets of inputs each.
+            let seconds = benched::measure::time(&mut criterion, &case, &device, case.bytes).unwrap();
+            assert!(seconds.is_finite() && seconds > 0.0, "{}: {seconds}", case.name);
+            let line = benched::measure::line(&case, seconds, &card, true);
+            assert!(
+                line.starts_with(&case.name) && line.contains("TFLOP/s") && line.ends_with("% of mma.sync"),
+                "{line}"
+            );
+        }
     });
 }
 

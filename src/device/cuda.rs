@@ -7,6 +7,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use super::driver::types::{self as sys, CUdevice_attribute as Attr, CUfunction_attribute as FuncAttr};
 use super::driver::{self, is_present};
@@ -590,6 +591,40 @@ impl Cuda {
         // It may still be running.
         self.synchronize()?;
         call!(cuGraphExecDestroy(exec.0))
+    }
+}
+
+/// Two events with work between them.
+pub(super) struct Timer([sys::CUevent; 2]);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        for event in self.0.iter().filter(|event| !event.is_null()) {
+            let _ = call!(cuEventDestroy_v2(*event));
+        }
+    }
+}
+
+impl Cuda {
+    pub(super) fn start_timer(&self) -> Said<Timer> {
+        self.bind()?;
+        let mut timer = Timer([ptr::null_mut(); 2]);
+        for event in &mut timer.0 {
+            call!(cuEventCreate(event, sys::CUevent_flags::CU_EVENT_DEFAULT as u32))?;
+        }
+        call!(cuEventRecord(timer.0[0], self.stream))?;
+        Ok(timer)
+    }
+
+    /// Waits for all work so far; how long that since the start took.
+    pub(super) fn read_timer(&self, timer: &Timer) -> Said<Duration> {
+        self.bind()?;
+        let [from, to] = timer.0;
+        call!(cuEventRecord(to, self.stream))?;
+        call!(cuEventSynchronize(to))?;
+        let mut milliseconds = 0.0f32;
+        call!(cuEventElapsedTime(&mut milliseconds, from, to))?;
+        Ok(Duration::try_from_secs_f32(milliseconds / 1e3).unwrap_or_default())
     }
 }
 

@@ -66,6 +66,7 @@ functions! {
     fn cuDriverGetVersion(version: *mut c_int);
     fn cuEventCreate(event: *mut CUevent, flags: c_uint);
     fn cuEventDestroy_v2(event: CUevent);
+    fn cuEventElapsedTime(milliseconds: *mut f32, from: CUevent, to: CUevent);
     fn cuEventRecord(event: CUevent, stream: CUstream);
     fn cuEventSynchronize(event: CUevent);
     fn cuFuncGetAttribute(value: *mut c_int, which: CUfunction_attribute, function: CUfunction);

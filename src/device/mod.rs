@@ -19,6 +19,7 @@ mod recycle;
 pub mod simd;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 pub use buffer::{Buffer, Pod, bytes_of, bytes_of_mut};
 pub use card::Card;
@@ -201,6 +202,18 @@ impl Device {
     /// [`Error::Gpu`] if any of it failed, reading and writing of tensors among it.
     pub fn synchronize(&self) -> Result<()> {
         self.queue().map_or(Ok(()), |queue| queue.synchronize().map_err(Error::Gpu))
+    }
+
+    /// How long the work that `work` enqueues takes: between two events of a GPU, and by the clock elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Gpu`] if any of it failed, and whatever `work` returns.
+    pub fn timed(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        if let Some(queue) = self.queue() {
+            return queue.timed(work);
+        }
+        let began = Instant::now();
+        work().map(|()| began.elapsed())
     }
 
     /// Records the launches, fills and copies of `work` without running them; [`Graph::launch`] runs them, as often as one

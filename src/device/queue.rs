@@ -7,6 +7,9 @@
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+#[cfg(feature = "host-kernels")]
+use std::time::Instant;
 
 use super::cuda::{self, Cuda};
 #[cfg(feature = "host-kernels")]
@@ -219,6 +222,26 @@ impl Queue {
         done?;
         self.take_fault().map_err(Error::Gpu)?;
         recorded.map(Some)
+    }
+}
+
+impl Queue {
+    /// How long what `work` enqueues takes.
+    pub(super) fn timed(&self, work: impl FnOnce() -> Result<()>) -> Result<Duration> {
+        match &self.to {
+            To::Cuda(cuda) => {
+                let events = cuda.start_timer().map_err(Error::Gpu)?;
+                work()?;
+                cuda.read_timer(&events).map_err(Error::Gpu)
+            }
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => {
+                let began = Instant::now();
+                work()?;
+                self.synchronize().map_err(Error::Gpu)?;
+                Ok(began.elapsed())
+            }
+        }
     }
 }
 

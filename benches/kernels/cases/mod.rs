@@ -1,0 +1,47 @@
+//! Every case, a file per group of kernels.
+
+mod attention;
+pub mod case;
+mod head;
+mod linear;
+pub mod measure;
+mod nf4;
+mod optimizer;
+mod rows;
+
+use case::Case;
+
+/// Sizes beside those of a layer.
+#[derive(Clone, Copy)]
+pub struct Sizes {
+    /// Of a micro-batch.
+    pub tokens: usize,
+    /// Rows that reach the head.
+    pub labelled: usize,
+    /// Keys of a sequence that is being answered.
+    pub keys: usize,
+}
+
+/// A layer: (model, hidden, MLP, heads, kv heads, head_dim, vocabulary).
+pub type Layer = (&'static str, usize, usize, usize, usize, usize, usize);
+
+pub fn of_layer((model, hidden, mlp, heads, kv_heads, head_dim, vocab): Layer, s: Sizes) -> Vec<Case> {
+    let mut all = rows::cases(model, s.tokens, hidden, mlp);
+    for backward in [false, true] {
+        all.push(attention::trained(model, s.tokens, heads, kv_heads, head_dim, backward));
+        for nf4 in [true, false] {
+            all.push(linear::trained(model, s.tokens, mlp, hidden, nf4, backward));
+        }
+    }
+    all.push(head::case(model, s.labelled, hidden, vocab));
+    all.push(nf4::dequantise(model, mlp, hidden));
+    for rows in [1, 8] {
+        for nf4 in [true, false] {
+            all.push(linear::decoded(model, rows, mlp, hidden, nf4));
+        }
+        all.push(attention::decoded(model, rows, s.keys, heads, kv_heads, head_dim));
+    }
+    // As many parameters as adapters of rank 16 on seven layers have in 30 blocks, or nearly.
+    all.push(optimizer::case(model, 30 * 16 * (8 * hidden + 3 * mlp)));
+    all
+}

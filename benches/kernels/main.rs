@@ -1,0 +1,48 @@
+//! Kernels on the GPU that is here, at the layer shapes of real models: time, and how near it is to what the card could do
+//! at best. Without a GPU it says so and ends.
+//!
+//! `cargo bench --bench kernels`. What is timed: `cases/`; how: `cases/measure.rs`.
+
+mod cases;
+#[path = "../shapes.rs"]
+mod shapes;
+
+use std::time::Duration;
+
+use cases::Sizes;
+use cases::measure::{line, time};
+use criterion::{Criterion, criterion_group, criterion_main};
+use qlora_engine::device::{self, Device};
+use qlora_engine::train::target;
+
+fn kernels(c: &mut Criterion) {
+    let device = match device::driver_version() {
+        Ok(Some(_)) => Device::cuda(0),
+        Ok(None) => return println!("no NVIDIA driver is here: the kernels are not timed"),
+        Err(e) => Err(e),
+    };
+    let device = match device {
+        Ok(device) => device,
+        Err(e) => return println!("the kernels are not timed: {e}"),
+    };
+    let card = target::card_of(&device).expect("it is a GPU");
+    let (l2, hopper) = device.gpu().map_or((0, false), |g| (g.l2, g.capability == (9, 0)));
+    let mut rows = Vec::new();
+    let sizes = Sizes { tokens: shapes::TOKENS, labelled: 256, keys: 2048 };
+    for case in shapes::GPU_LAYERS.into_iter().flat_map(|layer| cases::of_layer(layer, sizes)) {
+        match time(c, &case, &device, f64::from(l2)) {
+            Ok(seconds) => rows.push(line(&case, seconds, &card, hopper)),
+            Err(e) => rows.push(format!("{:<48} failed: {e}", case.name)),
+        }
+    }
+    println!("\n{}, best of its samples; the share is of the roofline, by the card's peak figures", card.name);
+    rows.iter().for_each(|row| println!("{row}"));
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200))
+        .measurement_time(Duration::from_millis(600));
+    targets = kernels
+}
+criterion_main!(benches);
