@@ -10,6 +10,9 @@ pub const TOKENS: usize = 1024;
 pub const LAYERS: [(&str, usize, usize, usize, usize, usize, usize); 2] =
     [("29M", 512, 1536, 8, 4, 64, 8192), ("Qwen3-0.6B", 1024, 3072, 16, 8, 128, 151_936)];
 
+/// Blocks of the models of [`GPU_LAYERS`].
+pub const GPU_BLOCKS: [usize; 3] = [28, 32, 36];
+
 /// As [`LAYERS`], for GPUs.
 pub const GPU_LAYERS: [(&str, usize, usize, usize, usize, usize, usize); 3] = [
     ("Qwen3-0.6B", 1024, 3072, 16, 8, 128, 151_936),

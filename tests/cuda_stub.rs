@@ -148,7 +148,7 @@ fn the_kernels_can_be_timed() {
             .warm_up_time(std::time::Duration::from_nanos(1))
             .measurement_time(std::time::Duration::from_nanos(1));
         let card = Card { name: "stub".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 };
-        let sizes = benched::Sizes { tokens: 40, labelled: 8, keys: 33 };
+        let sizes = benched::Sizes { tokens: 40, labelled: 8, keys: 33, blocks: 1 };
         let cases = benched::of_layer(("small", 64, 128, 2, 1, 64, 96), sizes);
         assert!(cases.len() > 15 && cases.iter().filter(|case| case.eager).count() == 1);
         for case in cases {

@@ -28,8 +28,9 @@ fn kernels(c: &mut Criterion) {
     let card = target::card_of(&device).expect("it is a GPU");
     let (l2, hopper) = device.gpu().map_or((0, false), |g| (g.l2, g.capability == (9, 0)));
     let mut rows = Vec::new();
-    let sizes = Sizes { tokens: shapes::TOKENS, labelled: 256, keys: 2048 };
-    for case in shapes::GPU_LAYERS.into_iter().flat_map(|layer| cases::of_layer(layer, sizes)) {
+    let sizes = |blocks| Sizes { tokens: shapes::TOKENS, labelled: 256, keys: 2048, blocks };
+    let models = shapes::GPU_LAYERS.into_iter().zip(shapes::GPU_BLOCKS);
+    for case in models.flat_map(|(layer, blocks)| cases::of_layer(layer, sizes(blocks))) {
         match time(c, &case, &device, f64::from(l2)) {
             Ok(seconds) => rows.push(line(&case, seconds, &card, hopper)),
             Err(e) => rows.push(format!("{:<48} failed: {e}", case.name)),

@@ -1,9 +1,9 @@
-"""Times the GPU kernels of others at the shapes of benches/kernels.rs: torch, torch.compile, bitsandbytes, Liger, Unsloth.
+"""Times the GPU kernels of others at the shapes of benches/kernels: torch, torch.compile, bitsandbytes, Liger, Unsloth.
 
     python3 benches/peers/gpu_kernels.py [--ours bench.log] [--json FILE] [--only TEXT] [--libraries torch,liger]
     python3 benches/peers/gpu_kernels.py --dry-run        # tiny sizes on the CPU: that everything can be built
 
-Cases have the names that benches/kernels.rs prints. `--ours` is what `cargo bench --bench kernels` printed on this machine;
+Cases have the names that benches/kernels prints. `--ours` is what `cargo bench --bench kernels` printed on this machine;
 its figures then stand beside those of the peers, with the ratio. A library that is not installed is a row that says so.
 
 How it is timed: several sets of random inputs, together twice the second-level cache, one after the other between two CUDA
@@ -63,7 +63,7 @@ class Case:
 
 
 def cases(dry):
-    """Those of benches/kernels.rs in its order and with its counts, then four that it has not."""
+    """Those of benches/kernels by its names and with its counts, and the plain product, which it has not."""
     tokens, head_rows = (DRY_TOKENS, DRY_HEAD_ROWS) if dry else (TOKENS, HEAD_ROWS)
     made = []
     for model, hidden, mlp, heads, kv_heads, dim, vocab, blocks in DRY_LAYERS if dry else LAYERS:
@@ -736,7 +736,7 @@ def collect(args, library, folder):
 
 
 def ours_of(path):
-    """Microseconds by case, from what benches/kernels.rs printed."""
+    """Microseconds by case, from what benches/kernels printed."""
     if path is None:
         return {}
     found = re.findall(r"^(\S+ .*?) +([\d.]+) us +[\d.]+ TFLOP/s", Path(path).read_text(errors="replace"), re.M)
@@ -764,7 +764,7 @@ def main():
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU, nothing measured")
     ask.add_argument("--json", default="gpu_kernels.json", help="where the results go")
-    ask.add_argument("--ours", help="the output of benches/kernels.rs on this machine")
+    ask.add_argument("--ours", help="the output of benches/kernels on this machine")
     ask.add_argument("--only", default="", help="cases whose name contains this")
     ask.add_argument("--libraries", default=",".join(LIBRARIES))
     ask.add_argument("--samples", type=int, default=25)

@@ -5,7 +5,7 @@ use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora};
 use qlora_engine::tensor::{DType, Tensor};
 
-const RANK: usize = 16;
+pub const RANK: usize = 16;
 
 fn weights(out: usize, inn: usize, nf4: bool) -> f64 {
     (out * inn) as f64 * if nf4 { 0.516 } else { 2.0 }
@@ -45,7 +45,10 @@ pub fn trained(model: &str, tokens: usize, out: usize, inn: usize, nf4: bool, ba
 /// As generation does it: the bound is reading the weights.
 pub fn decoded(model: &str, rows: usize, out: usize, inn: usize, nf4: bool) -> Case {
     Case {
-        name: format!("{model} linear {out}x{inn} {} {rows} rows", dtype(nf4)),
+        name: match (nf4, rows) {
+            (true, 1) => format!("{model} nf4 gemv {out}x{inn}"),
+            _ => format!("{model} linear {out}x{inn} {} {rows} rows", dtype(nf4)),
+        },
         flops: 2.0 * (rows * out * inn) as f64,
         bytes: weights(out, inn, nf4) + 2.0 * (rows * (out + inn)) as f64,
         eager: false,

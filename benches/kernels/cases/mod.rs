@@ -20,6 +20,8 @@ pub struct Sizes {
     pub labelled: usize,
     /// Keys of a sequence that is being answered.
     pub keys: usize,
+    /// Of the model: how many adapters the optimizer has.
+    pub blocks: usize,
 }
 
 /// A layer: (model, hidden, MLP, heads, kv heads, head_dim, vocabulary).
@@ -41,7 +43,9 @@ pub fn of_layer((model, hidden, mlp, heads, kv_heads, head_dim, vocab): Layer, s
         }
         all.push(attention::decoded(model, rows, s.keys, heads, kv_heads, head_dim));
     }
-    // As many parameters as adapters of rank 16 on seven layers have in 30 blocks, or nearly.
-    all.push(optimizer::case(model, 30 * 16 * (8 * hidden + 3 * mlp)));
+    // A and B of the seven layers of a block: q and o, k and v, gate and up, down.
+    let (width, kv) = (heads * head_dim, kv_heads * head_dim);
+    let sides = 2 * (width + hidden) + 2 * (kv + hidden) + 3 * (mlp + hidden);
+    all.push(optimizer::case(model, s.blocks * linear::RANK * sides));
     all
 }
