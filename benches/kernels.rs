@@ -13,7 +13,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use half::bf16;
 use qlora_engine::device::{Card, Device};
 use qlora_engine::format::Dtype;
-use qlora_engine::ops::attention::{self, Attention};
+use qlora_engine::ops::attention::{self, Attention, Scores};
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora, Matrix};
 use qlora_engine::ops::{Slot, linear_cross_entropy, rms_norm, swiglu};
 use qlora_engine::quant::{Code2, DeviceNf4, Nf4, Nf4Builder};
@@ -135,7 +135,14 @@ fn attention_case(model: &str, heads: usize, kv_heads: usize, head_dim: usize, b
                 (tensor(TOKENS, kv_heads * head_dim, 2, device)?, tensor(TOKENS, kv_heads * head_dim, 3, device)?);
             let spans = attention::spans(vec![0, TOKENS as u32], TOKENS, device)?;
             Ok(Box::new(move || {
-                let a = Attention { heads, kv_heads, head_dim, cu_seqlens: &spans, window: None };
+                let a = Attention {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    cu_seqlens: &spans,
+                    window: None,
+                    scores: Scores::default(),
+                };
                 let (o, saved) = attention::fwd(&q, &k, &v, a)?;
                 if !backward {
                     return Ok(vec![o]);

@@ -155,8 +155,8 @@ impl Engine {
     /// One step; `on_event` hears of every token and end, and may end a request at a token.
     ///
     /// # Errors
-    /// Those of [`Model::read_parts`], which concern every request; all are then as before the step. And if kernels that sample fail,
-    /// which ends every request.
+    /// Those of [`Model::read_parts`], which concern every request; all are then as before the step. And those of
+    /// [`crate::model::Logits::pick`]: what was read then has no next token, so that no request of the step can go on.
     pub fn step(&mut self, model: &Model, on_event: &mut dyn FnMut(Id, Event) -> Control) -> Result<()> {
         self.admit(on_event);
         let pieces = self.pieces();
