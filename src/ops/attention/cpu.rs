@@ -176,12 +176,14 @@ pub(super) fn bwd<T: HasScratch>(
                             let see = visible(queries.start + r, &keys, a.window);
                             let row = r * n..(r + 1) * n;
                             let (p, ds) = (&mut p[row.clone()], &mut ds[row.clone()]);
-                            let (s, dp) = (&scores[row.clone()], &dp[row]);
+                            let (s, dp, how) = (&scores[row.clone()], &dp[row], how);
+                            // By value, so that nothing but the columns is read in the loop.
                             if how.plain {
-                                softmax_bwd(|c| (s[c] * how.scale, how.scale), dp, p, ds, see, (lse, delta));
+                                let scale = how.scale;
+                                softmax_bwd(move |c| (s[c] * scale, scale), dp, p, ds, see, (lse, delta));
                             } else {
                                 let last = see.end - 1;
-                                softmax_bwd(|c| how.of(s[c], last - c), dp, p, ds, see, (lse, delta));
+                                softmax_bwd(move |c| how.of(s[c], last - c), dp, p, ds, see, (lse, delta));
                             }
                         }
                     });

@@ -61,7 +61,7 @@ impl<A: Real> Head<A> {
         if let Some(cap) = self.cap {
             let t = (x / cap).tanh();
             x = cap * t;
-            slack = slack * (A::of(1.0) - t * t);
+            slack *= A::of(1.0) - t * t;
         }
         (x - self.slope * A::of(behind as f64), slack)
     }
