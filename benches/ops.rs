@@ -7,7 +7,7 @@ mod shapes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use qlora_engine::device::Device;
 use qlora_engine::ops::adamw::{self, AdamW, Flat, Groups, Moments};
-use qlora_engine::ops::attention::{self, Attention};
+use qlora_engine::ops::attention::{self, Attention, Scores};
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora, Matrix};
 use qlora_engine::ops::philox::{Stream, normal};
 use qlora_engine::ops::rope::{self, Table, Turn};
@@ -60,7 +60,14 @@ fn ops(c: &mut Criterion) {
             let (k, v) = (r(TOKENS, kv_heads * head_dim), r(TOKENS, kv_heads * head_dim));
             for spans in [1, 4] {
                 let cu_seqlens = Index::host((0..=spans).map(|i| (i * TOKENS / spans) as u32).collect::<Vec<_>>());
-                let a = Attention { heads, kv_heads, head_dim, cu_seqlens: &cu_seqlens, window: None };
+                let a = Attention {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    cu_seqlens: &cu_seqlens,
+                    window: None,
+                    scores: Scores::default(),
+                };
                 let id = |what| BenchmarkId::new(format!("attention {what}"), format!("{spans} spans"));
                 group.bench_function(id("fwd"), |b| b.iter(|| attention::fwd(&q, &k, &v, a).unwrap()));
                 group.bench_function(id("fwd + bwd"), |b| {

@@ -13,9 +13,11 @@ use std::sync::{Arc, OnceLock};
 use half::bf16;
 use qlora_engine::config::{self, Format};
 use qlora_engine::device::{Card, Device, Graph, Probing, kernels};
+use qlora_engine::infer::{self, Request, Sampling, generate};
+use qlora_engine::model;
 use qlora_engine::ops::{Slot, rms_norm};
 use qlora_engine::tensor::{DType, Tensor};
-use qlora_engine::train::{Control, Event, Target, train_on};
+use qlora_engine::train::{Control, Event, Target, plan, train_on};
 use qlora_engine::{Error, Result};
 
 const STUB: &str = env!("QLORA_STUB_CUDA");
@@ -161,6 +163,38 @@ fn the_kernels_can_be_timed() {
                 "{line}"
             );
         }
+    });
+}
+
+/// A batch of answers, of which kernels pick what is drawn from, against the same on host-run kernels.
+#[test]
+fn a_batch_of_answers_gives_the_same_tokens() {
+    on_stub("a_batch_of_answers_gives_the_same_tokens", &[], || {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-base");
+        let text = format!(
+            "model_name_or_path: {}\ndataset: x\noutput_dir: x\ndo_train: true\nquantization_bit: 4\n",
+            base.display()
+        );
+        let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
+        let answers = [Device::cuda(0).unwrap(), Device::host_kernels(2, false).unwrap()].map(|device| {
+            let card = Target::Gpu(Card { name: "test".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 });
+            let options = model::Options { dtype: DType::Bf16, ..plan::use_options(&config, &[], 64, &card) };
+            let model = model::load(&base, &options, &device, &|_, _| {}).unwrap();
+            let drawn =
+                Sampling { do_sample: true, top_k: 20, top_p: 0.9, repetition_penalty: 1.2, ..Sampling::greedy() };
+            let requests =
+                [Sampling::greedy(), drawn.clone(), Sampling { top_k: 0, seed: 3, ..drawn }].map(|sampling| Request {
+                    prompt: vec![5, 6, 7, 8],
+                    max_new_tokens: 5,
+                    stops: vec![],
+                    sampling,
+                    adapter: None,
+                    logprobs: None,
+                });
+            generate(&model, &requests, 3, &mut |_, _| infer::Control::Continue).unwrap()
+        });
+        assert_eq!(answers[0], answers[1]);
+        assert!(answers[0].iter().all(|a| a.ids.len() == 5));
     });
 }
 

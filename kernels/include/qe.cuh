@@ -27,6 +27,8 @@ QE_DEV T shfl_xor(T v, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, v, mask);
 }
 QE_DEV unsigned ballot(bool b) { return __ballot_sync(0xFFFFFFFFu, b); }
+// Adds to a counter in shared memory. Whole numbers alone: their sum is the same in whatever order the threads come.
+QE_DEV void add_shared(unsigned* at, unsigned n) { atomicAdd(at, n); }
 
 QE_DEV float f32(bf16 x) { return __bfloat162float(x); }
 // Rounds to nearest, ties to even.

@@ -103,6 +103,13 @@ pub const RMS_NORM_SHARED: u32 = 32;
 pub const RMS_NORM_COLUMNS: u32 = 64;
 pub const RMS_NORM_SUMS: u32 = 2048;
 pub const ROPE_BLOCK: u32 = 256;
+pub const SAMPLE_BLOCK: u32 = 256;
+pub const SAMPLE_CHUNK: u32 = 8192;
+pub const SAMPLE_CANDIDATES: u32 = 1024;
+pub const SAMPLE_DIGITS: u32 = 256;
+pub const SAMPLE_FINE: u32 = 0;
+pub const SAMPLE_STRANGE: u32 = 1;
+pub const SAMPLE_MANY: u32 = 2;
 pub const SWIGLU_BLOCK: u32 = 256;
 pub const SWIGLU_PACK: u32 = 8;
 pub const PROBE_THREADS: u32 = 128;
@@ -601,6 +608,73 @@ pub struct RopeBwd {
     pub half: ::std::os::raw::c_int,
     pub shift: ::std::os::raw::c_int,
     pub eps: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleSelect {
+    pub bins: [::std::os::raw::c_uint; 256usize],
+    pub digit: ::std::os::raw::c_uint,
+    pub left: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleSplitSmem {
+    pub x: [f32; 8448usize],
+    pub select: SampleSelect,
+    pub best: [::std::os::raw::c_ulonglong; 8usize],
+    pub counts: [::std::os::raw::c_uint; 8usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleMergeSmem {
+    pub select: SampleSelect,
+    pub best: [::std::os::raw::c_ulonglong; 8usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleMark {
+    pub id: ::std::os::raw::c_uint,
+    pub count: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleRow {
+    pub logits: ::std::os::raw::c_ulonglong,
+    pub repetition: f64,
+    pub presence: f64,
+    pub frequency: f64,
+    pub marks: ::std::os::raw::c_ulonglong,
+    pub marked: ::std::os::raw::c_uint,
+    pub top_k: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SamplePart {
+    pub best: ::std::os::raw::c_ulonglong,
+    pub count: ::std::os::raw::c_uint,
+    pub kept: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleHead {
+    pub max: f32,
+    pub id: ::std::os::raw::c_uint,
+    pub count: ::std::os::raw::c_uint,
+    pub state: ::std::os::raw::c_uint,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct Sample {
+    pub heads: *mut SampleHead,
+    pub ids: *mut ::std::os::raw::c_uint,
+    pub logits: *mut f32,
+    pub parts: *mut SamplePart,
+    pub part_ids: *mut ::std::os::raw::c_uint,
+    pub part_logits: *mut f32,
+    pub rows: *const SampleRow,
+    pub marks: *const SampleMark,
+    pub vocab: ::std::os::raw::c_int,
+    pub chunks: ::std::os::raw::c_int,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -247,6 +247,15 @@ const _: () = assert!(size_of::<super::abi::AdamWStep>() == 8 + 8 * 4);
 // SAFETY: numbers of 4 bytes, then one of 8 at a multiple of 8, then two of 4: no padding (checked below).
 unsafe impl Pod for super::abi::Step {}
 const _: () = assert!(size_of::<super::abi::Step>() == 4 * 4 + 8 + 2 * 4);
+// SAFETY: five numbers of 8 bytes, then two of 4: no padding (checked below).
+unsafe impl Pod for super::abi::SampleRow {}
+const _: () = assert!(size_of::<super::abi::SampleRow>() == 5 * 8 + 2 * 4);
+// SAFETY: two numbers of 4 bytes: no padding (checked below).
+unsafe impl Pod for super::abi::SampleMark {}
+const _: () = assert!(size_of::<super::abi::SampleMark>() == 2 * 4);
+// SAFETY: four numbers of 4 bytes: no padding (checked below).
+unsafe impl Pod for super::abi::SampleHead {}
+const _: () = assert!(size_of::<super::abi::SampleHead>() == 4 * 4);
 
 /// The bytes of numbers.
 pub fn bytes_of<T: Pod>(data: &[T]) -> &[u8] {

@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::request::{Control, Finish, Request, Running, Token};
+use super::request::{Control, Finish, Next, Request, Running, Token, pick};
 use crate::error::{Error, Result};
 use crate::model::{Cache, Model, PAGE, PIECE, Part, Sequence};
 
@@ -155,7 +155,8 @@ impl Engine {
     /// One step; `on_event` hears of every token and end, and may end a request at a token.
     ///
     /// # Errors
-    /// Those of [`Model::read_parts`], which concern every request; all are then as before the step.
+    /// Those of [`Model::read_parts`], which concern every request; all are then as before the step. And those of
+    /// [`crate::model::Logits::pick`]: what was read then has no next token, so that no request of the step can go on.
     pub fn step(&mut self, model: &Model, on_event: &mut dyn FnMut(Id, Event) -> Control) -> Result<()> {
         self.admit(on_event);
         let pieces = self.pieces();
@@ -178,6 +179,13 @@ impl Engine {
         self.counts.batch = places.len();
         let answering = places.iter().filter(|(place, _)| self.slots[*place].is_answering()).count();
         self.counts.prompt_tokens += (read - answering) as u64;
+        let mut parts = vec![None; self.slots.len()];
+        for (part, &(place, asks)) in places.iter().enumerate() {
+            parts[place] = asks.then_some(part);
+        }
+        let answers = self.slots.iter_mut().zip(parts);
+        let answers = answers.filter_map(|(slot, part)| Some((part?, &mut slot.running)));
+        let mut picked = pick(model, &logits, answers)?.into_iter().peekable();
         let mut ended = Vec::new();
         for (part, (place, asks)) in places.into_iter().enumerate() {
             self.keep(model, place);
@@ -190,7 +198,11 @@ impl Engine {
                 on_event(id, Event::Begun { cached: slot.cached.unwrap_or(0) });
             }
             let mut new = 0;
-            let taken = slot.running.take(logits.of(part), &mut |token| {
+            let next = match picked.next_if(|(other, _)| *other == part) {
+                Some((_, picked)) => Next::Picked(picked),
+                None => Next::Row(logits.of(part)),
+            };
+            let taken = slot.running.take(next, &mut |token| {
                 new += 1;
                 on_event(id, Event::Token(token))
             });

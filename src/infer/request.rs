@@ -2,7 +2,8 @@
 
 use super::sample::{Sampler, Sampling};
 use crate::error::{Error, Result};
-use crate::model::Model;
+use crate::model::{Logits, Model};
+use crate::ops::sample::{Ask, Picked};
 
 /// A prompt and how to continue it.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +93,36 @@ pub struct Answer {
     pub finish: Finish,
 }
 
+/// What a token is taken from.
+pub(super) enum Next {
+    /// What [`Running::ask`] asked for.
+    Picked(Picked),
+    /// All logits (vocabulary).
+    Row(Vec<f32>),
+}
+
+/// What the answers take their next tokens from, those that are not read as whole rows: of each the part of `logits` that it asked for.
+/// One launch for all.
+///
+/// # Errors
+/// As [`Logits::pick`] and [`Sampler::ask`].
+pub(super) fn pick<'a>(
+    model: &Model,
+    logits: &Logits,
+    answers: impl Iterator<Item = (usize, &'a mut Running)>,
+) -> Result<Vec<(usize, Picked)>> {
+    if model.any_cut() {
+        // The CPU has the rows at hand.
+        return Ok(Vec::new());
+    }
+    let mut asks = Vec::new();
+    for (part, running) in answers {
+        asks.extend(running.ask(model.spec.vocab)?.map(|ask| (part, ask)));
+    }
+    let picked = logits.pick(&asks)?;
+    Ok(asks.iter().zip(picked).filter_map(|(&(part, _), picked)| Some((part, picked?))).collect())
+}
+
 /// An answer under way.
 pub(super) struct Running {
     request: Request,
@@ -117,15 +148,31 @@ impl Running {
         &self.ids
     }
 
-    /// Takes the next token from `logits` (vocabulary), which are changed; why the answer ends, where it does.
+    /// What of `vocab` logits the next token is chosen from; None: all of them.
+    ///
+    /// # Errors
+    /// As [`Sampler::ask`].
+    pub fn ask(&mut self, vocab: usize) -> Result<Option<Ask<'_>>> {
+        match self.request.logprobs {
+            Some(_) => Ok(None),
+            None => self.sampler.ask(vocab, &self.ids, self.request.prompt.len()),
+        }
+    }
+
+    /// Takes the next token from `next`; why the answer ends, where it does.
     ///
     /// # Errors
     /// As [`Sampler::pick`].
-    pub fn take(&mut self, mut logits: Vec<f32>, on_token: &mut dyn FnMut(Token) -> Control) -> Result<Option<Finish>> {
+    pub fn take(&mut self, next: Next, on_token: &mut dyn FnMut(Token) -> Control) -> Result<Option<Finish>> {
+        let (prompt, position) = (self.request.prompt.len(), self.ids.len());
         let asked = self.request.logprobs;
-        let plain = asked.map(|_| logits.clone());
-        let prompt = self.request.prompt.len();
-        let id = self.sampler.pick(&mut logits, &self.ids, prompt, self.ids.len())?;
+        let (id, plain) = match next {
+            Next::Picked(picked) => (self.sampler.pick_from(&picked, position)?, None),
+            Next::Row(mut logits) => {
+                let plain = asked.map(|_| logits.clone());
+                (self.sampler.pick(&mut logits, &self.ids, prompt, position)?, plain)
+            }
+        };
         if self.request.stops.contains(&id) {
             return Ok(Some(Finish::Stop));
         }

@@ -7,6 +7,7 @@
 use crate::config::GenerateConfig;
 use crate::error::{Error, Result};
 use crate::ops::philox::{Stream, words};
+use crate::ops::sample::{self, Ask, Mark, Penalties, Picked, cpu};
 
 /// The stream of random numbers that draws come from; training counts its modules up from 0.
 const MODULE: u32 = 0xD4A3_0000;
@@ -112,7 +113,9 @@ pub struct Sampler {
     candidates: Vec<Candidate>,
     /// The largest logits, while the k-th is looked for.
     top: Vec<f32>,
-    /// A bit per id: whether it was penalised already.
+    /// Tokens that are penalised.
+    marks: Vec<Mark>,
+    /// A bit per id: whether it is marked already.
     seen: Vec<u64>,
     /// Ids of the answer, sorted to be counted.
     answer: Vec<u32>,
@@ -123,7 +126,8 @@ impl Sampler {
     /// Those of [`Sampling::check`].
     pub fn new(sampling: Sampling) -> Result<Sampler> {
         sampling.check()?;
-        Ok(Sampler { sampling, candidates: Vec::new(), top: Vec::new(), seen: Vec::new(), answer: Vec::new() })
+        let (candidates, top, marks) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Sampler { sampling, candidates, top, marks, seen: Vec::new(), answer: Vec::new() })
     }
 
     /// The token to stand at `position` (counted from the prompt's first token) after `history`, prompt and answer so
@@ -140,8 +144,40 @@ impl Sampler {
             // The maximum is one of them, and no NaN is: there is such a place.
             return Ok(logits.iter().position(|&x| x == max).unwrap_or(0) as u32);
         }
-        let u = draw(self.sampling.seed, position as u64);
-        let candidates = self.distribution(logits, history, prompt_len, position)?;
+        self.distribution(logits, history, prompt_len, position)?;
+        self.draw(position)
+    }
+
+    /// What [`Sampler::pick`] needs of `vocab` logits, with penalties by `history`, for [`Sampler::pick_from`]; None if that is all
+    /// of them.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if an id of `history` lies beyond them.
+    pub fn ask(&mut self, vocab: usize, history: &[u32], prompt_len: usize) -> Result<Option<Ask<'_>>> {
+        let greedy = self.sampling.is_greedy();
+        let top_k = if greedy { 0 } else { self.sampling.top_k };
+        if !greedy && !(1..vocab.min(sample::CANDIDATES + 1)).contains(&top_k) {
+            return Ok(None);
+        }
+        self.mark(vocab, history, prompt_len)?;
+        Ok(Some(Ask { penalties: self.penalties(), marks: &self.marks, top_k }))
+    }
+
+    /// As [`Sampler::pick`], from what was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if there is no candidate.
+    pub fn pick_from(&mut self, picked: &Picked, position: usize) -> Result<u32> {
+        if self.sampling.is_greedy() {
+            return Ok(picked.id);
+        }
+        self.weigh(picked.max, picked.candidates.iter().copied());
+        self.draw(position)
+    }
+
+    /// One of the candidates.
+    fn draw(&self, position: usize) -> Result<u32> {
+        let (u, candidates) = (draw(self.sampling.seed, position as u64), &self.candidates);
         let target = u * candidates.iter().map(|c| c.weight).sum::<f64>();
         let mut sum = 0.0;
         let found = candidates.iter().find(|c| {
@@ -164,17 +200,23 @@ impl Sampler {
         prompt_len: usize,
         position: usize,
     ) -> Result<&[Candidate]> {
-        let max = f64::from(self.penalised_max(logits, history, prompt_len, position)?);
-        let temperature = if self.sampling.temperature > 0.0 { self.sampling.temperature } else { 1.0 };
-        let weigh =
-            |(id, &x): (usize, &f32)| Candidate { id: id as u32, weight: ((f64::from(x) - max) / temperature).exp() };
+        let max = self.penalised_max(logits, history, prompt_len, position)?;
         let least = if (1..logits.len()).contains(&self.sampling.top_k) {
-            kth_largest(logits, self.sampling.top_k, &mut self.top)
+            cpu::kth_largest(logits, self.sampling.top_k, &mut self.top)
         } else {
             f32::NEG_INFINITY
         };
+        self.weigh(max, cpu::at_least(logits, least));
+        Ok(&self.candidates)
+    }
+
+    /// Makes candidates of (id, logit), ascending by id, and drops those that top-p and min-p leave out. `max` is the largest logit.
+    fn weigh(&mut self, max: f32, logits: impl Iterator<Item = (u32, f32)>) {
+        let max = f64::from(max);
+        let temperature = if self.sampling.temperature > 0.0 { self.sampling.temperature } else { 1.0 };
+        let weight = |x: f32| ((f64::from(x) - max) / temperature).exp();
         self.candidates.clear();
-        self.candidates.extend(logits.iter().enumerate().filter(|(_, x)| **x >= least).map(weigh));
+        self.candidates.extend(logits.map(|(id, x)| Candidate { id, weight: weight(x) }));
         if self.sampling.top_p < 1.0 {
             keep_top_p(&mut self.candidates, self.sampling.top_p);
         }
@@ -183,7 +225,6 @@ impl Sampler {
             let min_p = self.sampling.min_p;
             self.candidates.retain(|c| c.weight >= min_p);
         }
-        Ok(&self.candidates)
     }
 
     /// Applies the penalties and returns the largest logit.
@@ -198,44 +239,54 @@ impl Sampler {
             return Err(Error::shape("logits", format!("has {} values; one for each token is needed", logits.len())));
         }
         check_finite(logits, position)?;
-        let s = &self.sampling;
-        let penalised = s.repetition_penalty != 1.0 || s.presence_penalty != 0.0 || s.frequency_penalty != 0.0;
-        if penalised {
-            if let Some(id) = history.iter().find(|id| **id as usize >= logits.len()) {
-                let why = format!("holds the id {id}, but there are logits for {} tokens", logits.len());
-                return Err(Error::shape("history", why));
-            }
-            self.penalise(logits, history, prompt_len);
+        self.mark(logits.len(), history, prompt_len)?;
+        if !self.marks.is_empty() {
+            cpu::penalise(logits, &self.penalties(), &self.marks);
             // A penalty near 0 can take a logit out of range.
             check_finite(logits, position)?;
         }
-        Ok(max(logits))
+        Ok(cpu::max(logits))
     }
 
-    fn penalise(&mut self, logits: &mut [f32], history: &[u32], prompt_len: usize) {
+    fn penalties(&self) -> Penalties {
         let s = &self.sampling;
-        if s.repetition_penalty != 1.0 {
-            self.seen.clear();
-            self.seen.resize(logits.len().div_ceil(64), 0);
-            for &id in history {
-                let (word, bit) = (&mut self.seen[id as usize / 64], 1 << (id % 64));
-                if *word & bit == 0 {
-                    *word |= bit;
-                    let x = f64::from(logits[id as usize]);
-                    let x = if x < 0.0 { x * s.repetition_penalty } else { x / s.repetition_penalty };
-                    logits[id as usize] = x as f32;
-                }
-            }
+        Penalties { repetition: s.repetition_penalty, presence: s.presence_penalty, frequency: s.frequency_penalty }
+    }
+
+    /// Collects the tokens whose logits, of `vocab`, are penalised, each once.
+    fn mark(&mut self, vocab: usize, history: &[u32], prompt_len: usize) -> Result<()> {
+        let s = &self.sampling;
+        let (repeated, counted) =
+            (s.repetition_penalty != 1.0, s.presence_penalty != 0.0 || s.frequency_penalty != 0.0);
+        self.marks.clear();
+        if !repeated && !counted {
+            return Ok(());
         }
-        if s.presence_penalty != 0.0 || s.frequency_penalty != 0.0 {
+        if let Some(id) = history.iter().find(|id| **id as usize >= vocab) {
+            let why = format!("holds the id {id}, but there are logits for {vocab} tokens");
+            return Err(Error::shape("history", why));
+        }
+        if counted {
             self.answer.clear();
             self.answer.extend_from_slice(history.get(prompt_len..).unwrap_or(&[]));
             self.answer.sort_unstable();
-            for same in self.answer.chunk_by(|a, b| a == b) {
-                let x = &mut logits[same[0] as usize];
-                *x = (f64::from(*x) - s.presence_penalty - s.frequency_penalty * same.len() as f64) as f32;
-            }
+            let runs = self.answer.chunk_by(|a, b| a == b);
+            self.marks.extend(runs.map(|same| Mark { id: same[0], count: same.len() as u32 }));
         }
+        if repeated {
+            self.seen.clear();
+            self.seen.resize(vocab.div_ceil(64), 0);
+            let seen = &mut self.seen;
+            let mut is_new = |id: u32| {
+                let (word, bit) = (&mut seen[id as usize / 64], 1 << (id % 64));
+                let new = *word & bit == 0;
+                *word |= bit;
+                new
+            };
+            self.marks.iter().for_each(|m| _ = is_new(m.id));
+            self.marks.extend(history.iter().filter(|id| is_new(**id)).map(|&id| Mark { id, count: 0 }));
+        }
+        Ok(())
     }
 }
 
@@ -246,46 +297,12 @@ fn draw(seed: u64, position: u64) -> f64 {
 }
 
 fn check_finite(logits: &[f32], step: usize) -> Result<()> {
-    // Without an early end, which would keep a block from being looked at in wide instructions.
-    let strange = |block: &[f32]| block.iter().fold(false, |bad, x| bad | !x.is_finite());
-    if !logits.chunks(4096).any(strange) {
+    if cpu::all_finite(logits) {
         return Ok(());
     }
     let (id, x) = logits.iter().enumerate().find(|(_, x)| !x.is_finite()).unwrap_or((0, &f32::NAN));
     let why = format!("the logit of token {id} is {x}: the model's weights or an adapter are broken, or it diverged");
     Err(Error::Diverged { step, why })
-}
-
-/// The largest of finite numbers.
-fn max(values: &[f32]) -> f32 {
-    const LANES: usize = 16;
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let mut chunks = values.chunks_exact(LANES);
-    for chunk in &mut chunks {
-        for (m, &x) in lanes.iter_mut().zip(chunk) {
-            *m = if x > *m { x } else { *m };
-        }
-    }
-    chunks.remainder().iter().chain(&lanes).fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
-}
-
-/// The `k`-th largest of finite `values`, `1 <= k <= values.len()`. One pass: `top` keeps the largest so far, and is cut
-/// down to `k` whenever it has grown to twice that.
-fn kth_largest(values: &[f32], k: usize, top: &mut Vec<f32>) -> f32 {
-    let descending = |a: &f32, b: &f32| b.total_cmp(a);
-    let full = k.saturating_mul(2).max(64);
-    top.clear();
-    let mut least = f32::NEG_INFINITY;
-    for &x in values {
-        if x > least || top.len() < k {
-            top.push(x);
-            if top.len() == full {
-                least = *top.select_nth_unstable_by(k - 1, descending).1;
-                top.truncate(k);
-            }
-        }
-    }
-    *top.select_nth_unstable_by(k - 1, descending).1
 }
 
 /// Keeps a candidate if those before it, in descending order, have less than `top_p` of the weight: so that what is kept
@@ -434,7 +451,7 @@ mod tests {
             let mut sorted: Vec<usize> = (0..n).collect();
             sorted.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(b.cmp(&a)));
             for k in [1, 2, 50, 64, n / 2, n - 1] {
-                let least = kth_largest(&logits, k, &mut Vec::new());
+                let least = cpu::kth_largest(&logits, k, &mut Vec::new());
                 assert_eq!(least, logits[sorted[k - 1]], "{n} {turn} {k}");
             }
             for top_p in [0.1, 0.5, 0.97] {

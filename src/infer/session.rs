@@ -1,8 +1,8 @@
 //! One conversation: what of a prompt was read before is not read again.
 
-use super::request::{Answer, Control, Request, Running};
+use super::request::{Answer, Control, Next, Request, Running, pick};
 use crate::error::{Error, Result};
-use crate::model::{Cache, Model, Sequence};
+use crate::model::{Cache, Logits, Model, Sequence};
 
 /// A conversation with a model, and its place in memory.
 pub struct Session<'a> {
@@ -38,13 +38,15 @@ impl<'a> Session<'a> {
     pub fn answer(&mut self, request: &Request, on_token: &mut dyn FnMut(u32) -> Control) -> Result<Answer> {
         request.check(self.model)?;
         let mut running = Running::new(request.clone())?;
-        let mut next = self.keep(request);
+        let mut unread = self.keep(request);
         loop {
-            let logits = self.extend(request, &next)?;
-            if let Some(finish) = running.take(logits, &mut |token| on_token(token.id))? {
+            let logits = self.extend(request, &unread)?;
+            let picked = pick(self.model, &logits, std::iter::once((0, &mut running)))?.pop();
+            let next = picked.map_or_else(|| Next::Row(logits.of(0)), |(_, picked)| Next::Picked(picked));
+            if let Some(finish) = running.take(next, &mut |token| on_token(token.id))? {
                 return Ok(running.answer(finish));
             }
-            next = running.ids()[self.read.len()..].to_vec();
+            unread = running.ids()[self.read.len()..].to_vec();
         }
     }
 
@@ -61,10 +63,10 @@ impl<'a> Session<'a> {
     }
 
     /// What the model says follows.
-    fn extend(&mut self, request: &Request, ids: &[u32]) -> Result<Vec<f32>> {
+    fn extend(&mut self, request: &Request, ids: &[u32]) -> Result<Logits> {
         let logits = self.model.read(&mut self.cache, request.adapter, &mut self.sequence, ids)?;
         self.adapter = request.adapter;
         self.read.extend(ids);
-        Ok(logits.of(0))
+        Ok(logits)
     }
 }

@@ -15,7 +15,7 @@ use super::qkv;
 use super::spec::Spec;
 use super::weights::{Dropout, Layer, Values, Vector, Weight};
 use crate::error::Result;
-use crate::ops::attention::{self, Attention};
+use crate::ops::attention::{self, Attention, Scores};
 use crate::ops::linear::{self, Dx};
 use crate::ops::rope::{self, Table};
 use crate::tensor::{Index, Tensor};
@@ -263,6 +263,7 @@ impl Block {
             head_dim: s.head_dim,
             cu_seqlens: c.cu_seqlens,
             window: self.window.filter(|_| c.windows),
+            scores: Scores::default(),
         }
     }
 

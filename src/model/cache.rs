@@ -185,9 +185,9 @@ pub(super) struct Past<'a> {
     pub lengths: Index<'a>,
 }
 
-impl<'a> Past<'a> {
-    pub(super) fn paged(&'a self, a: Attention) -> Paged<'a> {
-        let Attention { heads, kv_heads, head_dim, window, .. } = a;
-        Paged { heads, kv_heads, head_dim, window, page: PAGE, pages: &self.pages, lengths: &self.lengths }
+impl Past<'_> {
+    pub(super) fn paged<'p>(&'p self, a: Attention<'p>) -> Paged<'p> {
+        let Attention { heads, kv_heads, head_dim, window, scores, .. } = a;
+        Paged { heads, kv_heads, head_dim, window, scores, page: PAGE, pages: &self.pages, lengths: &self.lengths }
     }
 }

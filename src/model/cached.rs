@@ -13,6 +13,7 @@ use crate::by_dtype;
 use crate::device::abi;
 use crate::error::{Error, Result};
 use crate::ops::linear::{self, Linear, Matrix};
+use crate::ops::sample::{self, Ask, Picked, Row};
 use crate::ops::{attention, embedding, rms_norm, size};
 use crate::tensor::{Float, Index, Live, Real, Tensor};
 
@@ -46,6 +47,22 @@ impl Logits {
     /// As [`Logits::of`], for a model in f64.
     pub fn of_f64(&self, i: usize) -> Vec<f64> {
         self.read(i, |x| x)
+    }
+
+    /// What [`sample::pick`] says of the logits after the parts that are named, in their order: by kernels, where those run, for all
+    /// of them at once. None: the logits are to be read as a whole; so it is on the CPU, which has them at hand.
+    ///
+    /// # Errors
+    /// As [`sample::pick`]; [`Error::Shape`] for a part that did not ask.
+    pub fn pick(&self, asks: &[(usize, Ask)]) -> Result<Vec<Option<Picked>>> {
+        if !self.passes.first().is_some_and(|t| t.device().runs_kernels()) {
+            return Ok(vec![None; asks.len()]);
+        }
+        let rows = asks.iter().map(|&(i, ask)| match self.places.get(i).copied().flatten() {
+            Some((pass, row)) => Ok(Row { logits: &self.passes[pass], row, ask }),
+            None => Err(Error::shape("logits", format!("after part {i} were not asked for"))),
+        });
+        sample::pick(&rows.collect::<Result<Vec<_>>>()?)
     }
 
     fn read<R>(&self, i: usize, of: impl Fn(f64) -> R) -> Vec<R> {

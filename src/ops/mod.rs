@@ -15,6 +15,7 @@ pub(crate) mod product;
 mod rms;
 pub mod rms_norm;
 pub mod rope;
+pub mod sample;
 mod sums;
 pub mod swiglu;
 

@@ -1,5 +1,5 @@
 use crate::*;
-use qlora_engine::ops::attention::{self, Attention, Paged};
+use qlora_engine::ops::attention::{self, Attention, Paged, Scores};
 use qlora_engine::tensor::Index;
 
 struct Case {
@@ -8,16 +8,29 @@ struct Case {
     kv_heads: usize,
     head_dim: usize,
     window: Option<usize>,
+    alibi: bool,
+    soft_cap: Option<f64>,
 }
 
 const fn case(spans: &'static [u32], heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>) -> Case {
-    Case { spans, heads, kv_heads, head_dim, window }
+    Case { spans, heads, kv_heads, head_dim, window, alibi: false, soft_cap: None }
+}
+
+/// With other scores; a cap in the midst of the products.
+const fn scored(case: Case, alibi: bool, cap: bool) -> Case {
+    Case { alibi, soft_cap: if cap { Some(1.5) } else { None }, ..case }
+}
+
+/// A slope for each head, as ALiBi has them; one is 0.
+fn slopes(alibi: bool, heads: usize, device: &Device) -> Option<Tensor> {
+    let of = |h: usize| if h == 1 { 0.0 } else { 0.5f64.powi(h as i32 % 8 + 1) };
+    alibi.then(|| tensor(&(0..heads).map(of).collect::<Vec<_>>(), 1, heads, DType::F32, device))
 }
 
 /// Each size of tiles filled and padded; one token, spans shorter and longer than a tile, ending on and beside its edge,
 /// empty ones; 1, 2, 4 and 8 query heads a kv head; windows narrower and wider than a tile; rows of odd length, which are
 /// not read in packs.
-const CASES: [Case; 15] = [
+const CASES: [Case; 24] = [
     case(&[0, 1], 1, 1, 2, None),
     case(&[0, 3, 3, 10, 10], 4, 2, 3, Some(4)),
     case(&[0, 130, 135], 2, 2, 16, None),
@@ -33,6 +46,15 @@ const CASES: [Case; 15] = [
     case(&[0, 30, 100], 2, 1, 256, None),
     case(&[0, 140], 1, 1, 256, Some(50)),
     case(&[0, 70], 2, 1, 131, None),
+    scored(case(&[0, 130, 135], 2, 2, 16, None), true, false),
+    scored(case(&[0, 3, 3, 10, 10], 4, 2, 3, Some(4)), true, true),
+    scored(case(&[0, 1, 2, 63, 65, 129, 200], 4, 1, 64, None), true, true),
+    scored(case(&[0, 130, 135], 2, 1, 64, Some(70)), false, true),
+    scored(case(&[0, 20, 150], 2, 1, 80, Some(70)), true, false),
+    scored(case(&[0, 5, 130], 2, 1, 96, None), false, true),
+    scored(case(&[0, 30, 140], 4, 2, 128, Some(33)), true, true),
+    scored(case(&[0, 30, 100], 2, 1, 256, None), true, true),
+    scored(case(&[0, 140], 1, 1, 256, Some(50)), false, true),
 ];
 
 impl Case {
@@ -56,7 +78,9 @@ impl Case {
             tensor(&all, rows, width(x), dtype, device)
         });
         let cu_seqlens = attention::spans(self.spans, rows, device).unwrap();
-        let a = Attention { heads, kv_heads, head_dim, cu_seqlens: &cu_seqlens, window };
+        let slopes = slopes(self.alibi, heads, device);
+        let scores = Scores { slopes: slopes.as_ref(), soft_cap: self.soft_cap };
+        let a = Attention { heads, kv_heads, head_dim, cu_seqlens: &cu_seqlens, window, scores };
         let (o, saved) = attention::fwd(&q, &k, &v, a).unwrap();
         let [dq, dk, dv] = attention::bwd(saved, &q, &k, &v, &o, &d_o, a).unwrap();
         [o, dq, dk, dv].map(|t| t.to_f64()[..self.tokens() * t.cols()].to_vec()).to_vec()
@@ -80,7 +104,7 @@ fn kernels_match_reference() {
 /// A span that begins where a tile does has the same bits whatever else is in the batch, and however many rows there are.
 #[test]
 fn bits_do_not_depend_on_other_spans() {
-    let case = case(&[0, 64, 150], 2, 1, 64, None);
+    let case = scored(case(&[0, 64, 150], 2, 1, 64, None), true, true);
     let alone = Case { spans: &[0, 86], ..case };
     let x = case.inputs();
     let tail = x.each_ref().map(|x| x[x.len() / 150 * 64..].to_vec());
@@ -104,31 +128,37 @@ fn refuses_what_it_cannot_compute() {
         (DType::Bf16, 8, &copied, "attention::spans"),
     ] {
         let q = tensor(&vec![0.0; 4 * head_dim], 4, head_dim, dtype, &device);
-        let a = Attention { heads: 1, kv_heads: 1, head_dim, cu_seqlens: spans, window: None };
+        let a =
+            Attention { heads: 1, kv_heads: 1, head_dim, cu_seqlens: spans, window: None, scores: Scores::default() };
         let error = attention::fwd(&q, &q, &q, a).map(|_| ()).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
 }
 
-/// Keys of each sequence, heads, kv heads, head_dim, window, keys of a page.
-type DecodeCase = (&'static [u32], usize, usize, usize, Option<usize>, usize);
+/// Keys of each sequence, heads, kv heads, head_dim, window, keys of a page; whether with ALiBi, and with a cap.
+type DecodeCase = (&'static [u32], usize, usize, usize, Option<usize>, usize, bool, bool);
 
 /// Each size of tiles; no key, one key, fewer and more keys than a split, at its edge; more query heads a kv head than a
 /// product has rows; windows.
-const DECODE_CASES: [DecodeCase; 8] = [
-    (&[1, 0, 17], 4, 2, 5, None, 16),
-    (&[40, 3], 2, 2, 32, Some(9), 16),
-    (&[300, 16, 700], 4, 1, 64, None, 32),
-    (&[600, 255, 256, 257], 2, 1, 80, Some(100), 16),
-    (&[33, 300], 40, 2, 96, None, 48),
-    (&[600], 8, 1, 128, None, 256),
-    (&[300, 5], 2, 1, 256, Some(290), 64),
-    (&[100, 300], 24, 1, 33, Some(300), 16),
+const DECODE_CASES: [DecodeCase; 13] = [
+    (&[1, 0, 17], 4, 2, 5, None, 16, false, false),
+    (&[40, 3], 2, 2, 32, Some(9), 16, false, false),
+    (&[300, 16, 700], 4, 1, 64, None, 32, false, false),
+    (&[600, 255, 256, 257], 2, 1, 80, Some(100), 16, false, false),
+    (&[33, 300], 40, 2, 96, None, 48, false, false),
+    (&[600], 8, 1, 128, None, 256, false, false),
+    (&[300, 5], 2, 1, 256, Some(290), 64, false, false),
+    (&[100, 300], 24, 1, 33, Some(300), 16, false, false),
+    (&[1, 0, 17], 4, 2, 5, None, 16, true, true),
+    (&[300, 16, 700], 4, 1, 64, None, 32, true, false),
+    (&[600, 255, 256, 257], 2, 1, 80, Some(100), 16, true, true),
+    (&[33, 300], 40, 2, 96, None, 48, false, true),
+    (&[300, 5], 2, 1, 256, Some(290), 64, true, true),
 ];
 
 #[test]
 fn decode_matches_reference() {
-    for (i, (lengths, heads, kv_heads, head_dim, window, page)) in DECODE_CASES.into_iter().enumerate() {
+    for (i, (lengths, heads, kv_heads, head_dim, window, page, alibi, cap)) in DECODE_CASES.into_iter().enumerate() {
         let most = lengths.iter().fold(0, |m: u32, &n| m.max(n)) as usize;
         let width = most.div_ceil(page) + 1;
         let count = width * lengths.len();
@@ -154,7 +184,9 @@ fn decode_matches_reference() {
             let [k, v] = [&k, &v].map(|x| tensor(x, count * page, row_len, dtype, device));
             let pages = Index::new(&pages[first * width..], n * width, None, device).unwrap();
             let counts = Index::new(&lengths[first..], n, None, device).unwrap();
-            let a = Paged { heads, kv_heads, head_dim, window, page, pages: &pages, lengths: &counts };
+            let slopes = slopes(alibi, heads, device);
+            let scores = Scores { slopes: slopes.as_ref(), soft_cap: cap.then_some(1.5) };
+            let a = Paged { heads, kv_heads, head_dim, window, scores, page, pages: &pages, lengths: &counts };
             let o = attention::decode(&q, &k, &v, a).unwrap().to_f64();
             let rows = o.chunks_exact(heads * head_dim).zip(&lengths[first..]);
             vec![rows.filter(|(_, keys)| **keys > 0).flat_map(|(o, _)| o.to_vec()).collect::<Vec<f64>>()]

@@ -8,7 +8,8 @@ use qlora_engine::data::batch::Padding;
 use qlora_engine::data::{Batch, Sample};
 use qlora_engine::device::Card;
 use qlora_engine::export::{self, Job};
-use qlora_engine::infer::{Answer, Control, Request, Sampling, generate};
+use qlora_engine::infer::sample::Sampler;
+use qlora_engine::infer::{Answer, Control, Request, Sampling, Session, generate};
 use qlora_engine::model::{self, Cache, Model, PAGE, PIECE};
 use qlora_engine::train::{self, Event, Inputs, Target, plan, train_on};
 
@@ -124,6 +125,73 @@ fn answers_do_not_depend_on_the_batch() {
         for batch in [2, 5] {
             assert_eq!(answers(&model, &requests, batch), alone, "{name}, batches of {batch}");
         }
+    }
+}
+
+/// The tokens that a sampler takes from whole rows of logits are those of answers of which kernels pick: alone and in a batch.
+#[test]
+fn kernels_pick_what_the_sampler_would() {
+    let greedy = Sampling::greedy();
+    let drawn = |seed| Sampling { do_sample: true, temperature: 1.5, seed, ..Sampling::greedy() };
+    let penalised =
+        Sampling { repetition_penalty: 1.3, presence_penalty: 0.5, frequency_penalty: 0.25, ..Sampling::greedy() };
+    let samplings = [
+        (greedy.clone(), None),
+        (greedy, Some(2)),
+        (penalised.clone(), None),
+        (Sampling { frequency_penalty: -0.5, ..penalised.clone() }, None),
+        (Sampling { top_k: 5, ..drawn(1) }, None),
+        (Sampling { top_k: 40, top_p: 0.8, min_p: 0.02, ..drawn(2) }, None),
+        (Sampling { do_sample: true, temperature: 2.0, top_k: 30, top_p: 0.9, seed: 3, ..penalised }, None),
+        (Sampling { top_p: 0.9, ..drawn(4) }, None),
+        (Sampling { top_k: 1_000_000, ..drawn(5) }, None),
+    ];
+    for (name, device) in kernel_devices() {
+        let model = load(&golden("qwen3"), &device, &card(), DType::Bf16, "quantization_bit: 4");
+        let new = if cfg!(feature = "host-asan") { 2 } else { 9 };
+        let request = |i: usize, (sampling, logprobs): &(Sampling, Option<usize>)| Request {
+            prompt: ids(&model, 3 + 5 * i, i),
+            max_new_tokens: new,
+            stops: vec![],
+            sampling: sampling.clone(),
+            adapter: None,
+            logprobs: *logprobs,
+        };
+        let requests: Vec<Request> = samplings.iter().enumerate().map(|(i, s)| request(i, s)).collect();
+        let whole_rows = |r: &Request| {
+            let (mut ids, prompt) = (r.prompt.clone(), r.prompt.len());
+            let mut cache = Cache::new(&model, &[prompt + new]).unwrap();
+            let mut sequence = cache.take(prompt + new).unwrap();
+            let mut sampler = Sampler::new(r.sampling.clone()).unwrap();
+            while ids.len() < prompt + new {
+                let read = sequence.len();
+                let logits = model.read(&mut cache, None, &mut sequence, &ids[read..]).unwrap();
+                ids.push(sampler.pick(&mut logits.of(0), &ids, prompt, ids.len()).unwrap());
+            }
+            ids.split_off(prompt)
+        };
+        let want: Vec<Vec<u32>> = requests.iter().map(whole_rows).collect();
+        for batch in [1, 4, requests.len()] {
+            let got: Vec<Vec<u32>> = answers(&model, &requests, batch).into_iter().map(|a| a.ids).collect();
+            assert_eq!(got, want, "{name}, batches of {batch}");
+        }
+        let mut session = Session::new(&model).unwrap();
+        for (request, want) in requests.iter().zip(&want) {
+            assert_eq!(
+                session.answer(request, &mut |_| Control::Continue).unwrap().ids,
+                *want,
+                "{name}, a conversation"
+            );
+        }
+        // And that is what happens: the rows are picked by kernels.
+        let mut cache = Cache::new(&model, &[4]).unwrap();
+        let mut sequence = cache.take(4).unwrap();
+        let logits = model.read(&mut cache, None, &mut sequence, &[1, 2]).unwrap();
+        let mut sampler = Sampler::new(samplings[5].0.clone()).unwrap();
+        let ask = sampler.ask(model.spec.vocab, &[1, 2], 2).unwrap().unwrap();
+        let picked = logits.pick(&[(0, ask)]).unwrap();
+        assert!(picked[0].as_ref().is_some_and(|p| p.candidates.len() >= 40), "{picked:?}");
+        assert!(logits.pick(&[(1, ask)]).is_err());
     }
 }
 

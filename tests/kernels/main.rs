@@ -18,6 +18,7 @@ mod nf4;
 mod rms_norm;
 mod rope;
 mod runtime;
+mod sample;
 mod swiglu;
 mod train;
 // Under AddressSanitizer nothing is compiled for GPUs.

@@ -82,6 +82,8 @@ fn launch(kernel: &str) -> (u32, u32) {
         ("convert_f32", _) => (abi::CONVERT_BLOCK, 0),
         ("gelu", _) => (abi::GELU_BLOCK, 0),
         ("kv", "write") => (abi::KV_WRITE_BLOCK, 0),
+        ("sample", "split") => (abi::SAMPLE_BLOCK, bytes::<abi::SampleSplitSmem>()),
+        ("sample", _) => (abi::SAMPLE_BLOCK, bytes::<abi::SampleMergeSmem>()),
         ("rope", _) => (abi::ROPE_BLOCK, 0),
         ("swiglu", _) => (abi::SWIGLU_BLOCK, 0),
         _ => panic!("nothing is known of the launches of {kernel}: add its block and shared memory here"),

@@ -1,7 +1,7 @@
 //! Attention of one long sequence, forward and both ways; and of a step of generation over pages of a cache.
 
 use super::case::{Case, tensor};
-use qlora_engine::ops::attention::{self, Attention, Paged};
+use qlora_engine::ops::attention::{self, Attention, Paged, Scores};
 use qlora_engine::tensor::{Index, Live};
 
 /// Keys of a page of the cache.
@@ -20,7 +20,14 @@ pub fn trained(model: &str, tokens: usize, heads: usize, kv_heads: usize, head_d
                 (tensor(tokens, kv_heads * head_dim, 2, device)?, tensor(tokens, kv_heads * head_dim, 3, device)?);
             let spans = attention::spans(vec![0, tokens as u32], tokens, device)?;
             Ok(Box::new(move || {
-                let a = Attention { heads, kv_heads, head_dim, cu_seqlens: &spans, window: None };
+                let a = Attention {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    cu_seqlens: &spans,
+                    window: None,
+                    scores: Scores::default(),
+                };
                 let (o, saved) = attention::fwd(&q, &k, &v, a)?;
                 if !backward {
                     return Ok(vec![o]);
@@ -48,7 +55,16 @@ pub fn decoded(model: &str, sequences: usize, keys: usize, heads: usize, kv_head
             let of = Index::new((0..places as u32).collect::<Vec<_>>(), places, None::<Live>, device)?;
             let lengths = Index::new(vec![keys as u32; sequences], sequences, None::<Live>, device)?;
             Ok(Box::new(move || {
-                let a = Paged { heads, kv_heads, head_dim, window: None, page: PAGE, pages: &of, lengths: &lengths };
+                let a = Paged {
+                    heads,
+                    kv_heads,
+                    head_dim,
+                    window: None,
+                    page: PAGE,
+                    pages: &of,
+                    lengths: &lengths,
+                    scores: Scores::default(),
+                };
                 Ok(vec![attention::decode(&q, &k, &v, a)?])
             }))
         }),

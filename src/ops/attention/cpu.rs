@@ -85,20 +85,21 @@ pub(super) fn fwd<T: HasScratch>(
         tiles.extend((0..span.len()).step_by(TILE).map(|s| (span.start, tile(s, span.len(), a.window))));
     }
     let rows: Vec<_> = tiles.iter().map(|(at, (queries, _))| at + queries.start..at + queries.end).collect();
-    let scale = T::Acc::of(1.0 / (d as f64).sqrt());
     let outs = [blocks_of(o, a.heads, d)];
     for_blocks(pool, &rows, a.heads, outs, [blocks_of(lse, a.heads, 1)], |i, h, [mut o], [mut lse]| {
         let (at, (queries, keys)) = &tiles[i];
         let key_rows = at + keys.start..at + keys.end;
         let (m, n) = (queries.len(), keys.len());
+        let how = a.scores.of::<T::Acc>(h, d);
         T::with_scratch(|([scores, sums, ..], [p, _])| {
             let (scores, sums, p) = (room(scores, m * n), room(sums, m * d), room(p, m * n));
             let qs = head(q, q_width, rows[i].clone(), h, d);
             let ks = head(k, kv_width, key_rows.clone(), h / group, d);
             gemm(None, 1.0, qs, ks.t(), 0.0, out(scores, n));
             wide!({
-                for (r, (scores, p)) in scores.chunks_exact(n).zip(p.chunks_exact_mut(n)).enumerate() {
+                for (r, (scores, p)) in scores.chunks_exact_mut(n).zip(p.chunks_exact_mut(n)).enumerate() {
                     let see = visible(queries.start + r, keys, a.window);
+                    let scale = how.prepare(scores, &see);
                     lse.row_mut(r)[0] = softmax(scores, p, see, scale);
                 }
             });
@@ -144,7 +145,6 @@ pub(super) fn bwd<T: HasScratch>(
 ) {
     let (d, group) = (a.head_dim, a.heads / a.kv_heads);
     let (q_width, kv_width) = (a.heads * d, a.kv_heads * d);
-    let scale = T::Acc::of(1.0 / (d as f64).sqrt());
     let spans = spans(a);
     let outs = [blocks_of(dq, a.kv_heads, group * d), blocks_of(dk, a.kv_heads, d), blocks_of(dv, a.kv_heads, d)];
     for_blocks(pool, &spans, a.kv_heads, outs, [] as [Blocks<'_, T>; 0], |i, kv, [mut dq, mut dk, mut dv], _| {
@@ -155,6 +155,7 @@ pub(super) fn bwd<T: HasScratch>(
             dk_sums.fill(T::Acc::of(0.0));
             dv_sums.fill(T::Acc::of(0.0));
             for h in kv * group..(kv + 1) * group {
+                let how = a.scores.of::<T::Acc>(h, d);
                 for start in (0..len).step_by(TILE) {
                     let (queries, keys) = tile(start, len, a.window);
                     let (m, n) = (queries.len(), keys.len());
@@ -175,7 +176,15 @@ pub(super) fn bwd<T: HasScratch>(
                             let see = visible(queries.start + r, &keys, a.window);
                             let row = r * n..(r + 1) * n;
                             let (p, ds) = (&mut p[row.clone()], &mut ds[row.clone()]);
-                            softmax_bwd(&scores[row.clone()], &dp[row], p, ds, see, (scale, lse, delta));
+                            let (s, dp, how) = (&scores[row.clone()], &dp[row], how);
+                            // By value, so that nothing but the columns is read in the loop.
+                            if how.plain {
+                                let scale = how.scale;
+                                softmax_bwd(move |c| (s[c] * scale, scale), dp, p, ds, see, (lse, delta));
+                            } else {
+                                let last = see.end - 1;
+                                softmax_bwd(move |c| how.of(s[c], last - c), dp, p, ds, see, (lse, delta));
+                            }
                         }
                     });
                     gemm(None, 1.0, mat(ds, m, n), ks, 0.0, out(dq_sums, d));
@@ -196,15 +205,16 @@ pub(super) fn bwd<T: HasScratch>(
     });
 }
 
-/// One query: p = e^(scale s - lse) and ds = scale p (dp - delta) over the visible columns, 0 elsewhere.
+/// One query: p = e^(s - lse) and ds = s' p (dp - delta) over the visible columns, 0 elsewhere. `score` gives s and its derivative s'
+/// by the product q . k.
 #[inline(always)]
 fn softmax_bwd<T: Float>(
-    s: &[T::Acc],
+    score: impl Fn(usize) -> (T::Acc, T::Acc),
     dp: &[T::Acc],
     p: &mut [T],
     ds: &mut [T],
     see: Range<usize>,
-    (scale, lse, delta): (T::Acc, T::Acc, T::Acc),
+    (lse, delta): (T::Acc, T::Acc),
 ) {
     let zero = T::narrow(T::Acc::of(0.0));
     for x in [&mut *p, &mut *ds] {
@@ -212,8 +222,9 @@ fn softmax_bwd<T: Float>(
         x[see.end..].fill(zero);
     }
     for c in see {
-        let prob = (s[c] * scale - lse).exp_wide();
+        let (s, slack) = score(c);
+        let prob = (s - lse).exp_wide();
         p[c] = T::narrow(prob);
-        ds[c] = T::narrow(scale * prob * (dp[c] - delta));
+        ds[c] = T::narrow(slack * prob * (dp[c] - delta));
     }
 }

@@ -1,4 +1,4 @@
-use super::{Attention, Paged, table_len};
+use super::{Attention, Paged, Scores, table_len};
 use crate::device::{Kernel, Launcher, abi, kernels};
 use crate::error::Result;
 use crate::ops::{bf16_only, no_kernel, on_device, size};
@@ -70,6 +70,15 @@ fn window(window: Option<usize>, rows: usize) -> Result<i32> {
     size("attention window", window.map_or(0, |w| w.min(rows)))
 }
 
+fn slopes(scores: Scores) -> *const f32 {
+    scores.slopes.map_or(std::ptr::null(), Tensor::ptr)
+}
+
+/// 0: none.
+fn soft_cap(scores: Scores) -> f32 {
+    scores.soft_cap.map_or(0.0, |cap| cap as f32)
+}
+
 fn scale(head_dim: usize) -> f32 {
     (1.0 / (head_dim as f64).sqrt()) as f32
 }
@@ -91,13 +100,13 @@ pub(super) fn fwd(
         k: k.ptr(),
         v: v.ptr(),
         spans: spans(q, a)?,
-        slopes: std::ptr::null(),
+        slopes: slopes(a.scores),
         heads: size("attention heads", a.heads)?,
         kv_heads: size("attention kv heads", a.kv_heads)?,
         head_dim: size("attention head_dim", a.head_dim)?,
         window: window(a.window, q.rows())?,
         scale: scale(a.head_dim),
-        softcap: 0.0,
+        softcap: soft_cap(a.scores),
     };
     let shared = i.tiles(if i.wide() { 3 * TILE } else { 2 * TILE });
     let grid = q.rows().div_ceil(TILE);
@@ -128,13 +137,13 @@ pub(super) fn bwd(
         d_o: d_o.ptr(),
         lse: lse.ptr(),
         spans: spans(q, a)?,
-        slopes: std::ptr::null(),
+        slopes: slopes(a.scores),
         heads: size("attention heads", a.heads)?,
         kv_heads: size("attention kv heads", a.kv_heads)?,
         head_dim: size("attention head_dim", a.head_dim)?,
         window: window(a.window, q.rows())?,
         scale: scale(a.head_dim),
-        softcap: 0.0,
+        softcap: soft_cap(a.scores),
     };
     let (block, grid) = (abi::ATTENTION_BLOCK, q.rows().div_ceil(TILE));
     let warps = (block / abi::QE_WARP) as usize;
@@ -173,7 +182,7 @@ pub(super) fn decode(
         v: v.ptr(),
         pages: a.pages.ptr(),
         lengths: a.lengths.ptr(),
-        slopes: std::ptr::null(),
+        slopes: slopes(a.scores),
         sequences: size("attention sequences", q.rows())?,
         width: size("attention pages", width)?,
         page: size("attention page", a.page)?,
@@ -183,7 +192,7 @@ pub(super) fn decode(
         window: window(a.window, width * a.page)?,
         splits: size("attention splits", splits)?,
         scale: scale(a.head_dim),
-        softcap: 0.0,
+        softcap: soft_cap(a.scores),
     };
     let block = abi::ATTENTION_DECODE_BLOCK;
     let shared = block as usize * (2 * i.dim + size_of::<f32>());

@@ -1,8 +1,11 @@
-//! Causal attention over sequences laid end to end, with grouped queries and an optional sliding window.
+//! Causal attention over sequences laid end to end, with grouped queries and an optional sliding window, ALiBi and soft-cap.
 //!
 //! Per span and head: S = Q K^T / sqrt(d) over keys j <= i (and j > i - window), P = softmax(S), O = P V. Saved is only
 //! lse_i = log sum_j e^S_ij. Backward (Dao et al. 2022, arXiv:2205.14135, appendix B.2), with D_i = dO_i . O_i:
 //! dV = P^T dO; dS = P o (dO V^T - D); dQ = dS K / sqrt(d); dK = dS^T Q / sqrt(d).
+//!
+//! With [`Scores`] S is capped, S = c tanh(Q K^T / (sqrt(d) c)), so that dS takes the factor 1 - tanh^2 on its way to dQ and dK; and
+//! m (j - i) is added to it.
 //!
 //! The scores of a masked pair are never computed, and P exists one tile of queries at a time. Rounding points: P and dS
 //! to the storage type; sums in the accumulator type.
@@ -12,8 +15,10 @@
 mod cpu;
 mod launch;
 mod paged;
+mod scores;
 mod store;
 
+pub use scores::Scores;
 pub use store::store;
 
 use std::borrow::Cow;
@@ -34,6 +39,7 @@ pub struct Attention<'a> {
     pub cu_seqlens: &'a Index<'a>,
     /// Keys a query sees, itself included; None: all before it.
     pub window: Option<usize>,
+    pub scores: Scores<'a>,
 }
 
 /// `cu_seqlens` for [`Attention`] on `device`, where q, k and v have `rows` rows. Kernels read a table made of it: how many
@@ -130,6 +136,7 @@ pub struct Paged<'a> {
     pub head_dim: usize,
     /// Keys a query sees, itself included; None: all.
     pub window: Option<usize>,
+    pub scores: Scores<'a>,
     /// Keys of a page: a multiple of 16.
     pub page: usize,
     /// The pages of each sequence in order, as many places a sequence; those past its keys are not looked at.
@@ -169,6 +176,7 @@ fn check_paged(q: &Tensor, k: &Tensor, v: &Tensor, a: &Paged) -> Result<usize> {
     q.expect("attention q", a.lengths.rows(), a.heads * a.head_dim, q.dtype())?;
     k.expect("attention k", k.rows(), a.kv_heads * a.head_dim, q.dtype())?;
     v.expect("attention v", k.rows(), k.cols(), q.dtype())?;
+    a.scores.check(q, a.heads)?;
     if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) || a.window == Some(0) {
         let why = format!("{} heads, {} kv heads, window {:?}", a.heads, a.kv_heads, a.window);
         return Err(Error::shape("attention", why));
@@ -207,6 +215,7 @@ fn check(q: &Tensor, k: &Tensor, v: &Tensor, a: &Attention) -> Result<()> {
     q.expect("attention q", tokens, a.heads * a.head_dim, q.dtype())?;
     k.expect("attention k", tokens, a.kv_heads * a.head_dim, q.dtype())?;
     v.expect("attention v", tokens, a.kv_heads * a.head_dim, q.dtype())?;
+    a.scores.check(q, a.heads)?;
     if a.kv_heads == 0 || !a.heads.is_multiple_of(a.kv_heads) || a.window == Some(0) {
         let why = format!("{} heads, {} kv heads, window {:?}", a.heads, a.kv_heads, a.window);
         return Err(Error::shape("attention", why));

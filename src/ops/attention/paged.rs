@@ -13,7 +13,7 @@ use crate::device::par::{Blocks, blocks_of, for_blocks};
 use crate::device::pool::Pool;
 use crate::device::simd::wide;
 use crate::ops::{mat, out};
-use crate::tensor::{Float, Real};
+use crate::tensor::Float;
 
 /// Queries of one sequence and one tile.
 struct Tile {
@@ -29,7 +29,6 @@ pub(super) fn fwd<T: HasScratch>(pool: &Pool, o: &mut [T], q: &[T], k: &[T], v: 
     let (d, group) = (a.head_dim, a.heads / a.kv_heads);
     let tiles = tiles(a, width);
     let rows: Vec<_> = tiles.iter().map(|t| t.rows.clone()).collect();
-    let scale = T::Acc::of(1.0 / (d as f64).sqrt());
     let outs = [blocks_of(o, a.kv_heads, group * d)];
     for_blocks(pool, &rows, a.kv_heads, outs, [] as [Blocks<'_, T>; 0], |i, kv, [mut o], _| {
         let Tile { rows, queries, keys } = &tiles[i];
@@ -46,9 +45,11 @@ pub(super) fn fwd<T: HasScratch>(pool: &Pool, o: &mut [T], q: &[T], k: &[T], v: 
                 };
                 gemm(None, 1.0, qs, kept(k, a, pages, keys, kv, near).t(), 0.0, out(scores, n));
                 wide!({
-                    for (r, (scores, p)) in scores.chunks_exact(n).zip(p.chunks_exact_mut(n)).enumerate() {
-                        let at = queries.start + if rows.len() == 1 { 0 } else { r };
-                        softmax(scores, p, visible(at, keys, a.window), scale);
+                    for (r, (scores, p)) in scores.chunks_exact_mut(n).zip(p.chunks_exact_mut(n)).enumerate() {
+                        let (at, head) = if rows.len() == 1 { (0, r) } else { (r, h) };
+                        let see = visible(queries.start + at, keys, a.window);
+                        let scale = a.scores.of::<T::Acc>(kv * group + head, d).prepare(scores, &see);
+                        softmax(scores, p, see, scale);
                     }
                 });
                 gemm(None, 1.0, mat(p, m, n), kept(v, a, pages, keys, kv, near), 0.0, out(sums, d));
