@@ -134,9 +134,9 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         }
         params.refresh()?;
     }
-    let max_positions = if device.is_plan() { 1 } else { o.max_positions.max(1) };
+    let max_positions = o.max_positions.max(1);
     let rope = match &spec.position {
-        Position::Rope(rope) => Some(Table::new(&rope.freq, rope.factor, max_positions).on(device)?),
+        Position::Rope(rope) => Some(Table::of(&rope.freq, rope.factor, max_positions, device)?),
         Position::Learned { .. } => None,
     };
     let (dtype, device, attached) = (o.dtype, device.clone(), Vec::new());
