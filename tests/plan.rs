@@ -107,7 +107,7 @@ fn an_embedding_that_is_more_than_gathered_stays_on_the_card() {
     assert_eq!(b.table, 512 * 64 * 2 * 8);
 }
 
-/// A model whose largest matrix is small takes more while it is loaded than a step will: that counts.
+/// Loading comes before the run, whose memory is not there yet: the larger of the two counts.
 #[test]
 fn what_loading_takes_is_counted() {
     let (plan, _) = planned(LLAMA2_7B, 8, "rtx3080");

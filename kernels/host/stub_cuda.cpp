@@ -4,8 +4,8 @@
 // allows neither waiting nor allocating, and a fault stays with the context. Any thread may call; calls take turns.
 //
 // Environment: QLORA_STUB_DRIVER (13000), QLORA_STUB_GPUS (1), QLORA_STUB_CAPABILITY (8.6), QLORA_STUB_MEMORY (bytes),
-// QLORA_STUB_LOCKED (bytes that may be page-locked), QLORA_STUB_FAIL (call:code, so that this call fails). What was not given back is said on stderr at the end, unless
-// QLORA_STUB_QUIET is set.
+// QLORA_STUB_LOCKED (bytes that may be page-locked), QLORA_STUB_FAIL (call:code, so that this call fails). What was not
+// given back is said on stderr at the end, unless QLORA_STUB_QUIET is set.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>

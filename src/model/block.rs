@@ -5,7 +5,8 @@
 //! Which norms, rotations and fused layers there are, the family says (`spec.rs`).
 //!
 //! What the backward pass needs is kept or rebuilt, group by group, as [`Policy`] says; norms, rotations
-//! behind norms and silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same code.
+//! behind norms and silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same
+//! code.
 
 use super::cache::{Layered, Read};
 use super::mlp::{Hidden, Mlp};

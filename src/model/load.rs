@@ -390,9 +390,9 @@ impl Builder<'_> {
         self.placed(t, role)
     }
 
-    /// To where the device reads it. What is only gathered stays in the CPU's memory where kernels run: they read a row of it a
-    /// token, over the bus, and the card has that much more room. Where the system does not let so much be locked it goes to the
-    /// card after all.
+    /// To where the device reads it. What is only gathered stays in the CPU's memory where kernels run: they read a row of it
+    /// a token, over the bus, and the card has that much more room. Where the system does not let so much be locked it goes
+    /// to the card after all.
     fn placed(&self, t: Tensor, role: Role) -> Result<Weight> {
         if role != Role::Gathered || !self.device.runs_kernels() {
             return t.moved_to(self.device).map(Weight::Frozen);
