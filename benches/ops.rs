@@ -54,10 +54,11 @@ fn ops(c: &mut Criterion) {
             let table = Table::new(&vec![0.01; head_dim / 2], 1.0, TOKENS);
             let positions = Index::host((0..TOKENS as u32).collect::<Vec<_>>());
             let mut q = r(TOKENS, heads * head_dim);
-            group
-                .bench_function("rope", |b| b.iter(|| rope::apply(&mut q, &positions, &table, Turn::Forward).unwrap()));
+            let (mut k, v) = (r(TOKENS, kv_heads * head_dim), r(TOKENS, kv_heads * head_dim));
+            group.bench_function("rope", |b| {
+                b.iter(|| rope::apply([&mut q, &mut k], &positions, &table, Turn::Forward).unwrap())
+            });
 
-            let (k, v) = (r(TOKENS, kv_heads * head_dim), r(TOKENS, kv_heads * head_dim));
             for spans in [1, 4] {
                 let cu_seqlens = Index::host((0..=spans).map(|i| (i * TOKENS / spans) as u32).collect::<Vec<_>>());
                 let a = Attention {

@@ -13,7 +13,8 @@
 // Shapes   packed ceil(n / 2) bytes, aligned to 4, element 2i in the high nibble of byte i (an odd end is padded with the
 //          code of 0); absmax, codes (blocks) with blocks = ceil(n / 64); absmax2 (ceil(blocks / 256)); offset (1); code2
 //          (256), ascending. x, y of any alignment; fast if it is 16.
-// Launch   quantise: grid = ceil(n / NF4_QUANTISE_TILE), block = NF4_THREADS. mean: one block of NF4_MEAN_LANES threads, as
+// Launch   quantise: grid = ceil(n / NF4_QUANTISE_TILE), block = NF4_THREADS; a matrix may come in several launches, each but
+//          the last of whole blocks. mean: one block of NF4_MEAN_LANES threads, as
 //          many f64 of shared memory. absmax: grid = ceil(blocks / 256), block = 256; (256 + 8) f32 of shared memory.
 //          dequantise: grid = ceil(count / NF4_DEQUANTISE_TILE), block = NF4_THREADS; 16 f32 of shared memory.
 // Writes   all results are overwritten. NaN or infinity in x makes its absmax and the offset not finite; the caller refuses.

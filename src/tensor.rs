@@ -272,6 +272,17 @@ impl Tensor {
         Ok(t)
     }
 
+    /// A copy in page-locked memory of the CPU that kernels on `device` read in place: see [`Device::alloc_pinned`].
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if it cannot be had.
+    pub fn pinned_copy(&self, device: &Device) -> Result<Self> {
+        let mut buffer = device.alloc_pinned(self.bytes())?;
+        buffer.write(0, self.buffer.bytes());
+        let (rows, cols, dtype) = (self.rows, self.cols, self.dtype);
+        Ok(Self { buffer, rows, cols, dtype, device: device.clone(), live: None })
+    }
+
     /// A tensor holding these values.
     ///
     /// # Errors
@@ -299,6 +310,11 @@ impl Tensor {
 
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// Whether it lies in memory of the CPU that kernels read in place.
+    pub fn is_pinned(&self) -> bool {
+        self.buffer.is_pinned()
     }
 
     /// Number of elements.

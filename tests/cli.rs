@@ -81,7 +81,9 @@ fn misuse_is_one_line() {
 #[test]
 fn the_plan_adds_up() {
     let place = Place::new();
-    for more in [&[][..], &["quantization_bit=4", "bf16=true"], &["finetuning_type=full"]] {
+    let four_bits = &["quantization_bit=4", "bf16=true"][..];
+    let on_a_card = &["quantization_bit=4", "--device", "rtx4090"];
+    for more in [&[][..], four_bits, &["finetuning_type=full"], on_a_card] {
         let ran = place.run(&[&["plan", "run.yaml"], more].concat());
         assert_eq!(ran.code, Some(0), "{}", ran.stderr);
         let bytes = |name: &str| -> Option<u64> {
@@ -91,6 +93,7 @@ fn the_plan_adds_up() {
         let parts = [
             "frozen weights, 16/32",
             "frozen weights, NF4",
+            "table of rotations",
             "trained values",
             "gradient",
             "optimizer",

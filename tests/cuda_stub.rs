@@ -6,14 +6,14 @@
 #[path = "../benches/kernels/cases/mod.rs"]
 mod benched;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use half::bf16;
 use qlora_engine::config::{self, Format};
 use qlora_engine::device::{Card, Device, Graph, Probing, kernels};
-use qlora_engine::infer::{self, Request, Sampling, generate};
+use qlora_engine::infer::{self, Answer, Request, Sampling, generate};
 use qlora_engine::model;
 use qlora_engine::ops::{Slot, rms_norm};
 use qlora_engine::tensor::{DType, Tensor};
@@ -121,13 +121,12 @@ fn a_training_run_gives_the_same_bits() {
             );
             let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
             let device = if name == "gpu" { Device::cuda(0).unwrap() } else { Device::host_kernels(2, false).unwrap() };
-            let card = Card { name: name.into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 };
             let mut steps = 0;
             let mut watch = |event: &Event<'_>| {
                 steps += u64::from(matches!(event, Event::Step(s) if s.loss.is_finite()));
                 Control::Continue
             };
-            train_on(&config, &device, &Target::Gpu(card), &mut watch).unwrap();
+            train_on(&config, &device, &Target::Gpu(card()), &mut watch).unwrap();
             assert_eq!(steps, 4, "each step is reported once");
             std::fs::read(output.join("adapter_model.safetensors")).unwrap()
         });
@@ -196,6 +195,109 @@ fn a_batch_of_answers_gives_the_same_tokens() {
         assert_eq!(answers[0], answers[1]);
         assert!(answers[0].iter().all(|a| a.ids.len() == 5));
     });
+}
+
+/// What the program says while it runs.
+struct Said(Mutex<Vec<String>>);
+
+static SAID: Said = Said(Mutex::new(Vec::new()));
+
+impl log::Log for Said {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(record.args().to_string());
+    }
+    fn flush(&self) {}
+}
+
+/// Where embedding and head are apart the embedding lies in pinned memory of the CPU; if the system allows less of that than
+/// it takes, on the card. Trained or answering, with adapters and without, the bits are the same: host-run kernels, launch
+/// by launch, are both times what they are compared with.
+#[test]
+fn the_embedding_may_lie_on_either_side() {
+    let name = "the_embedding_may_lie_on_either_side";
+    // The two blocks for writing and the one for reading, and a little for results: not the 20,480 bytes of the table.
+    let little = (3 * (8 << 20) + 20_000).to_string();
+    for vars in [&[][..], &[("QLORA_STUB_LOCKED", little.as_str())]] {
+        on_stub(name, vars, || {
+            log::set_logger(&SAID).unwrap();
+            log::set_max_level(log::LevelFilter::Warn);
+            let roomy = std::env::var_os("QLORA_STUB_LOCKED").is_none();
+            let all = [Device::cuda(0).unwrap(), Device::host_kernels(2, false).unwrap()]
+                .map(|device| (trained(&device), answered(&device, roomy || device.gpu().is_none())));
+            assert!(all[0].0 == all[1].0, "the losses or the adapters differ");
+            assert!(all[0].1 == all[1].1, "the answers differ");
+            let said = SAID.0.lock().unwrap();
+            let about = said.iter().filter(|line| line.contains("20480 bytes of the GPU's memory")).count();
+            assert_eq!(about, if roomy { 0 } else { 2 }, "{said:?}");
+            let why = "20480 bytes of the CPU's memory were to be page-locked: cuMemHostAlloc: out of memory";
+            assert!(roomy || said.iter().any(|line| line.contains(why)), "{said:?}");
+        });
+        if std::env::var_os("STUB_TEST").is_some() {
+            return;
+        }
+    }
+}
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// Losses and adapter of a short run on a model whose embedding and head are apart.
+fn trained(device: &Device) -> (Vec<f64>, Vec<u8>) {
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "model_name_or_path: {}\ndataset_dir: {}\ndataset: alpaca\ntemplate: llama3\ncutoff_len: 48\nstage: sft\n\
+         do_train: true\nfinetuning_type: lora\nlora_target: all\nlora_rank: 4\nquantization_bit: 4\n\
+         neftune_noise_alpha: 5\nmax_steps: 3\nper_device_train_batch_size: 1\nlogging_steps: 1\n\
+         report_to: none\noutput_dir: {}\n",
+        golden("models/llama3").display(),
+        golden("runs/data").display(),
+        dir.path().display()
+    );
+    let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
+    let mut losses = Vec::new();
+    let mut watch = |event: &Event<'_>| {
+        if let Event::Step(step) = event {
+            losses.push(step.loss);
+        }
+        Control::Continue
+    };
+    train_on(&config, device, &Target::Gpu(card()), &mut watch).unwrap();
+    assert!(losses.len() == 3 && losses.iter().all(|loss| loss.is_finite()), "{losses:?}");
+    (losses, std::fs::read(dir.path().join("adapter_model.safetensors")).unwrap())
+}
+
+fn card() -> Card {
+    Card { name: "test".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 }
+}
+
+/// What the same model answers with each of its adapters and without, in one batch.
+fn answered(device: &Device, pinned: bool) -> Vec<Answer> {
+    let base = golden("models/llama3");
+    let text = format!("model_name_or_path: {}\ndataset: x\noutput_dir: x\nquantization_bit: 4\n", base.display());
+    let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
+    let options = plan::use_options(&config, &[], 64, &Target::Gpu(card()));
+    let mut model = model::load(&base, &options, device, &|_, _| {}).unwrap();
+    let frozen = model.frozen_bytes();
+    assert_eq!(frozen.pinned, if pinned { 320 * 32 * 2 } else { 0 });
+    let adapters = ["adapter", "adapter_lm_head"].map(|name| Some(model.attach(&base.join(name)).unwrap()));
+    let requests: Vec<Request> = adapters
+        .into_iter()
+        .chain([None])
+        .enumerate()
+        .map(|(i, adapter)| Request {
+            prompt: (0..9 + i as u32).map(|n| 5 + n * 31 % 300).collect(),
+            max_new_tokens: 6,
+            stops: vec![],
+            sampling: Sampling::greedy(),
+            adapter,
+            logprobs: None,
+        })
+        .collect();
+    generate(&model, &requests, 3, &mut |_, _| infer::Control::Continue).unwrap()
 }
 
 /// The machine code in this program is found, where there is some.
@@ -523,7 +625,12 @@ fn scenario() -> Result<()> {
         device.synchronize()?;
         panic!("wrong values without an error");
     }
-    drop((x, y, graph, w, memory));
+    let far = Tensor::from_slice(&[1.0f32; 3], 1, 3, &Device::cpu(1))?.pinned_copy(&device)?;
+    if far.read::<f32>(0, 3) != [1.0; 3] {
+        device.synchronize()?;
+        panic!("wrong values without an error");
+    }
+    drop((x, y, graph, w, memory, far));
     device.synchronize()
 }
 

@@ -4,8 +4,8 @@
 // allows neither waiting nor allocating, and a fault stays with the context. Any thread may call; calls take turns.
 //
 // Environment: QLORA_STUB_DRIVER (13000), QLORA_STUB_GPUS (1), QLORA_STUB_CAPABILITY (8.6), QLORA_STUB_MEMORY (bytes),
-// QLORA_STUB_FAIL (call:code, so that this call fails). What was not given back is said on stderr at the end, unless
-// QLORA_STUB_QUIET is set.
+// QLORA_STUB_LOCKED (bytes that may be page-locked), QLORA_STUB_FAIL (call:code, so that this call fails). What was not
+// given back is said on stderr at the end, unless QLORA_STUB_QUIET is set.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -104,7 +104,7 @@ struct Span {
 };
 
 List<Span> device_memory, pinned;
-size_t used;
+size_t used, locked;
 int fault, contexts, streams, events, graphs, modules;
 bool initialised;
 __thread bool current;
@@ -345,17 +345,22 @@ API int cuMemFree_v2(unsigned long long addr) {
   }
   return kInvalidValue;
 }
-API int cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+API int cuMemHostAlloc(void** at, size_t bytes, unsigned flags) {
   BEGIN;
   if (forbidden()) return kCaptureUnsupported;
-  *at = malloc(bytes);
+  if (bytes == 0 || flags > 7) return kInvalidValue;
+  if (bytes > static_cast<size_t>(setting("QLORA_STUB_LOCKED", 1l << 30)) - locked) return kOutOfMemory;
+  if (posix_memalign(at, 4096, bytes) != 0) return kOutOfMemory;
+  memset(*at, 0xFF, bytes);
   pinned.push(Span{static_cast<char*>(*at), bytes});
+  locked += bytes;
   return kSuccess;
 }
 API int cuMemFreeHost(void* at) {
   BEGIN;
   for (size_t i = 0; i < pinned.n; ++i) {
     if (pinned.at[i].at != at) continue;
+    locked -= pinned.at[i].bytes;
     free(at);
     pinned.remove(i);
     return kSuccess;

@@ -86,6 +86,7 @@ fn table(config: &Config, target: &Target, inputs: &Inputs, plan: &Plan, steps: 
     let bytes = [
         ("frozen weights, 16/32 bit", b.dense),
         ("frozen weights, NF4", b.nf4),
+        ("table of rotations", b.table),
         ("trained values", b.trained),
         ("gradient", b.gradient),
         ("optimizer", b.optimizer),
@@ -93,6 +94,8 @@ fn table(config: &Config, target: &Target, inputs: &Inputs, plan: &Plan, steps: 
         ("  of which logits", b.logits),
         ("scratch of products", b.scratch),
         ("in all", b.total()),
+        ("beside the weights while loading", b.loading),
+        ("embedding, in the CPU's memory", b.pinned),
     ];
     for (name, n) in bytes.into_iter().filter(|(_, n)| *n > 0) {
         rows.push((name.to_string(), format!("{n:>14} bytes  {:>10}", human(n))));
@@ -122,7 +125,7 @@ fn on_card(config: &Config, card: &Card, inputs: &Inputs, plan: &Plan) -> Vec<(&
         },
     ));
     // Every weight is read in the forward and in the backward pass; activations are written and read about twice.
-    let moved = 2.0 * (plan.bytes.dense + plan.bytes.nf4) as f64 + 4.0 * plan.bytes.step as f64;
+    let moved = 2.0 * plan.bytes.weights() as f64 + 4.0 * plan.bytes.step as f64;
     let seconds = card.roofline(plan.flops, moved) * config.train.gradient_accumulation_steps as f64;
     rows.push(("least time a step", format!("{:.1} ms, by the card's peak figures", seconds * 1e3)));
     rows

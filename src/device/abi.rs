@@ -578,15 +578,21 @@ pub struct RmsNormWeight {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct RopeFwd {
+pub struct RopeHeads {
     pub y: *mut bf16,
     pub x: *const bf16,
     pub w: *const bf16,
+    pub heads: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RopeFwd {
+    pub q: RopeHeads,
+    pub k: RopeHeads,
     pub table: *const f32,
     pub positions: *const ::std::os::raw::c_uint,
     pub live: *const ::std::os::raw::c_uint,
     pub rows: ::std::os::raw::c_longlong,
-    pub heads: ::std::os::raw::c_int,
     pub half: ::std::os::raw::c_int,
     pub shift: ::std::os::raw::c_int,
     pub sign: f32,
@@ -594,17 +600,23 @@ pub struct RopeFwd {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct RopeBwd {
+pub struct RopeHeadsGrad {
     pub dx: *mut bf16,
     pub dy: *mut bf16,
     pub rstd: *mut f32,
     pub x: *const bf16,
     pub w: *const bf16,
+    pub heads: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RopeBwd {
+    pub q: RopeHeadsGrad,
+    pub k: RopeHeadsGrad,
     pub table: *const f32,
     pub positions: *const ::std::os::raw::c_uint,
     pub live: *const ::std::os::raw::c_uint,
     pub rows: ::std::os::raw::c_longlong,
-    pub heads: ::std::os::raw::c_int,
     pub half: ::std::os::raw::c_int,
     pub shift: ::std::os::raw::c_int,
     pub eps: f32,

@@ -1,4 +1,5 @@
-//! [`Buffer`]: owned bytes on the heap, in the device's memory, in the arena of a step, or nowhere (when planning).
+//! [`Buffer`]: owned bytes on the heap, in the device's memory, in the arena of a step, in pinned memory of the CPU that
+//! kernels read, or nowhere (when planning).
 
 use std::alloc::{self, Layout as HeapLayout};
 use std::ptr::NonNull;
@@ -30,9 +31,22 @@ pub(super) enum Side {
 
 enum Place {
     Heap,
-    Own { _block: Block },
-    Arena { device: Device, slot: usize, _arena: Arc<Arena> },
-    Planned { device: Device, slot: usize },
+    Own {
+        _block: Block,
+    },
+    /// Page-locked memory of the CPU. Kernels read it in place; the CPU touches it while nothing enqueued does.
+    Pinned {
+        _block: Block,
+    },
+    Arena {
+        device: Device,
+        slot: usize,
+        _arena: Arc<Arena>,
+    },
+    Planned {
+        device: Device,
+        slot: usize,
+    },
 }
 
 // SAFETY: a buffer owns its bytes exclusively, whichever place they are in: a heap block is its own, and the arena's
@@ -78,6 +92,13 @@ impl Buffer {
         let block = queue.alloc(bytes)?;
         let (ptr, side) = (device_ptr(block.addr())?, Side::Device(queue.clone()));
         Ok(Self { ptr, bytes, place: Place::Own { _block: block }, side })
+    }
+
+    /// In pinned memory that the kernels behind `queue` read in place.
+    pub(super) fn pinned(queue: &Arc<Queue>, bytes: usize) -> Result<Self> {
+        let block = queue.alloc_pinned(bytes)?;
+        let (ptr, side) = (device_ptr(block.addr())?, Side::Device(queue.clone()));
+        Ok(Self { ptr, bytes, place: Place::Pinned { _block: block }, side })
     }
 
     /// As planned, but in an allocation of its own, so that AddressSanitizer sees where it ends.
@@ -152,6 +173,11 @@ impl Buffer {
         assert!(at <= self.bytes && from.len() <= self.bytes - at, "what is written lies inside the buffer");
         match (&self.place, &self.side) {
             (Place::Planned { .. }, _) => {}
+            (Place::Pinned { .. }, Side::Device(queue)) => {
+                if queue.settled() {
+                    self.pinned_bytes_mut()[at..at + from.len()].copy_from_slice(from);
+                }
+            }
             (_, Side::Device(queue)) => queue.write(self.addr() + at as u64, from),
             (_, Side::Host) => self.bytes_mut()[at..at + from.len()].copy_from_slice(from),
         }
@@ -165,6 +191,10 @@ impl Buffer {
         );
         assert!(at <= self.bytes && to.len() <= self.bytes - at, "what is read lies inside the buffer");
         match &self.side {
+            Side::Device(queue) if self.is_pinned() => match queue.settled() {
+                true => to.copy_from_slice(&self.pinned_bytes()[at..at + to.len()]),
+                false => to.fill(0xFF),
+            },
             Side::Device(queue) => queue.read(self.addr() + at as u64, to),
             Side::Host => to.copy_from_slice(&self.bytes()[at..at + to.len()]),
         }
@@ -175,6 +205,11 @@ impl Buffer {
     pub(crate) fn read_later(&self, at: usize, bytes: usize) -> Later {
         assert!(at <= self.bytes && bytes <= self.bytes - at, "what is read lies inside the buffer");
         match &self.side {
+            Side::Device(_) if self.is_pinned() => {
+                let mut now = vec![0; bytes];
+                self.read(at, &mut now);
+                Later::now(now)
+            }
             Side::Device(queue) => queue.read_later(self.addr() + at as u64, bytes),
             Side::Host => Later::now(self.bytes()[at..at + bytes].to_vec()),
         }
@@ -184,6 +219,11 @@ impl Buffer {
     pub(crate) fn fill(&mut self, byte: u8) {
         match (&self.place, &self.side) {
             (Place::Planned { .. }, _) => {}
+            (Place::Pinned { .. }, Side::Device(queue)) => {
+                if queue.settled() {
+                    self.pinned_bytes_mut().fill(byte);
+                }
+            }
             (_, Side::Device(queue)) => queue.fill(self.addr(), byte, self.bytes),
             (_, Side::Host) => self.bytes_mut().fill(byte),
         }
@@ -194,12 +234,37 @@ impl Buffer {
         assert_eq!(self.bytes, from.bytes, "buffers of one size are copied");
         match (&self.place, &self.side, &from.side) {
             (Place::Planned { .. }, ..) => {}
+            _ if self.is_pinned() || from.is_pinned() => {
+                let mut bytes = vec![0; self.bytes];
+                from.read(0, &mut bytes);
+                self.write(0, &bytes);
+            }
             (_, Side::Device(queue), Side::Device(other)) => {
                 assert!(Arc::ptr_eq(queue, other), "buffers of one device are copied");
                 queue.copy(self.addr(), from.addr(), self.bytes);
             }
             _ => self.bytes_mut().copy_from_slice(from.bytes()),
         }
+    }
+
+    /// Whether it is memory of the CPU that kernels read in place.
+    pub(crate) fn is_pinned(&self) -> bool {
+        matches!(self.place, Place::Pinned { .. })
+    }
+
+    /// Nothing enqueued may use them: [`Queue::settled`].
+    fn pinned_bytes(&self) -> &[u8] {
+        assert!(self.is_pinned(), "only pinned memory of a device is the CPU's too");
+        // SAFETY: the block is `bytes` bytes of this process's memory, initialised (its pages come zeroed from the system),
+        // and owned by this buffer.
+        unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.bytes) }
+    }
+
+    /// As [`Buffer::pinned_bytes`], to be written.
+    fn pinned_bytes_mut(&mut self) -> &mut [u8] {
+        assert!(self.is_pinned(), "only pinned memory of a device is the CPU's too");
+        // SAFETY: as in `pinned_bytes`, and `&mut self` makes the access exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.as_ptr(), self.bytes) }
     }
 
     fn assert_real(&self) {
@@ -218,7 +283,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         match &self.place {
             Place::Heap => recycle::give(self.ptr, self.bytes),
-            Place::Own { .. } => {}
+            Place::Own { .. } | Place::Pinned { .. } => {}
             Place::Arena { device, slot, .. } | Place::Planned { device, slot } => device.freed(*slot),
         }
     }

@@ -3,7 +3,7 @@
 //! [`driver_version`] is asked before anything else is called: without the driver's library nothing can be.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_uint};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::Mutex;
@@ -24,6 +24,8 @@ const FOLDER: &str = "QLORA_KERNELS";
 const SHARED_BY_DEFAULT: u32 = 48 << 10;
 /// Pinned memory on the way to the GPU: two blocks, one filled while the other is copied.
 const STAGING_BYTES: usize = 8 << 20;
+/// Flags of memory that kernels read in place, whichever context made it (cuda.h: CU_MEMHOSTALLOC_PORTABLE and _DEVICEMAP).
+const READ_BY_KERNELS: c_uint = 1 | 2;
 /// Most bytes that [`Cuda::read_later`] takes.
 pub(super) const LATER_BYTES: usize = 4096;
 
@@ -360,6 +362,21 @@ impl Cuda {
     pub(super) fn free(&self, addr: u64) -> Said<()> {
         self.synchronize()?;
         call!(cuMemFree_v2(addr))
+    }
+
+    /// Page-locked memory of the CPU. With unified addressing, which every card here has, kernels know it by the same address.
+    pub(super) fn lock_pages(&self, bytes: usize) -> Said<u64> {
+        self.bind()?;
+        let mut at = ptr::null_mut();
+        call!(cuMemHostAlloc(&mut at, bytes.max(1), READ_BY_KERNELS))
+            .map_err(|why| format!("{bytes} bytes of the CPU's memory were to be page-locked: {why}"))?;
+        Ok(at as u64)
+    }
+
+    /// Gives back what [`Cuda::lock_pages`] gave. Work that uses it has run when this returns.
+    pub(super) fn unlock_pages(&self, addr: u64) -> Said<()> {
+        self.synchronize()?;
+        call!(cuMemFreeHost(addr as *mut _))
     }
 
     fn pinned(&self, bytes: usize) -> Said<Pinned> {

@@ -176,6 +176,18 @@ impl Device {
         }
     }
 
+    /// As [`Device::alloc`], outside of any step; where kernels run, in page-locked memory of the CPU, which they read in place
+    /// over the bus: for large tables of which a step reads few rows.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if the system has none left, or does not allow as much of it to be locked.
+    pub fn alloc_pinned(&self, bytes: usize) -> Result<Buffer> {
+        match &self.0.kind {
+            Kind::Kernels(launcher) => Buffer::pinned(launcher.queue(), bytes),
+            Kind::Cpu(_) | Kind::Plan { .. } => self.alloc(bytes),
+        }
+    }
+
     /// The GPU behind this device, if there is one.
     pub fn gpu(&self) -> Option<&Gpu> {
         match self.queue()?.to {

@@ -62,7 +62,16 @@ struct Kept {
     graphs: usize,
     /// Counts beginnings and ends of recordings.
     time: u64,
-    blocks: Vec<(u64, usize)>,
+    blocks: Vec<Memory>,
+}
+
+/// A piece of memory that a queue gave.
+#[derive(Clone, Copy)]
+struct Memory {
+    addr: u64,
+    bytes: usize,
+    /// Of the CPU, page-locked; else the device's.
+    pinned: bool,
 }
 
 impl Queue {
@@ -80,26 +89,56 @@ impl Queue {
     /// # Errors
     /// [`Error::Memory`] if there is not that much, and while a graph is recorded.
     pub(super) fn alloc(self: &Arc<Self>, bytes: usize) -> Result<Block> {
+        self.block(bytes, false)
+    }
+
+    /// As [`Queue::alloc`], of the CPU's memory, page-locked: kernels read it in place, and so may the CPU when no work is
+    /// under way.
+    ///
+    /// # Errors
+    /// As [`Queue::alloc`]; the system may allow less of it than there is memory.
+    pub(super) fn alloc_pinned(self: &Arc<Self>, bytes: usize) -> Result<Block> {
+        self.block(bytes, true)
+    }
+
+    fn block(self: &Arc<Self>, bytes: usize, pinned: bool) -> Result<Block> {
         if self.recording() {
             let why = format!("{bytes} bytes outside of the step's arena were asked for while a graph was recorded");
             return Err(Error::Memory(why));
         }
         let addr = match &self.to {
+            To::Cuda(cuda) if pinned => cuda.lock_pages(bytes),
             To::Cuda(cuda) => cuda.alloc(bytes),
             #[cfg(feature = "host-kernels")]
             To::Host(_) => host::alloc(bytes),
         };
         let born = lock(&self.kept).time;
-        Ok(Block { addr: addr.map_err(Error::Memory)?, queue: self.clone(), bytes, born })
+        let memory = Memory { addr: addr.map_err(Error::Memory)?, bytes, pinned };
+        Ok(Block { memory, queue: self.clone(), born })
     }
 
-    fn release(&self, addr: u64, bytes: usize) {
+    fn release(&self, memory: Memory) {
         match &self.to {
-            To::Cuda(cuda) => self.keep_fault(cuda.free(addr)),
+            To::Cuda(cuda) if memory.pinned => self.keep_fault(cuda.unlock_pages(memory.addr)),
+            To::Cuda(cuda) => self.keep_fault(cuda.free(memory.addr)),
             #[cfg(feature = "host-kernels")]
-            To::Host(_) => host::free(addr, bytes),
+            To::Host(_) => host::free(memory.addr, memory.bytes),
         }
-        let _ = bytes; // only the heap asks for it
+        let _ = memory.bytes; // only the heap asks for it
+    }
+
+    /// Waits until nothing that was enqueued uses pinned memory any more; whether the CPU may touch it now. If not, the next
+    /// call that can report it says why.
+    pub(super) fn settled(&self) -> bool {
+        let done = match &self.to {
+            _ if self.recording() => Err("the CPU touched pinned memory while a graph was recorded".into()),
+            To::Cuda(cuda) => cuda.synchronize(),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => Ok(()),
+        };
+        let settled = done.is_ok();
+        self.keep_fault(done);
+        settled
     }
 
     /// Copies `from` to `addr`. The caller owns that memory.
@@ -299,7 +338,7 @@ impl Drop for Live {
             kept.graphs -= 1;
             if kept.graphs > 0 { Vec::new() } else { std::mem::take(&mut kept.blocks) }
         };
-        blocks.into_iter().for_each(|(addr, bytes)| self.0.release(addr, bytes));
+        blocks.into_iter().for_each(|memory| self.0.release(memory));
     }
 }
 
@@ -353,10 +392,9 @@ impl Drop for Graph {
     }
 }
 
-/// Memory of the device, given back when dropped.
+/// Memory of the device, or pinned, given back when dropped.
 pub(super) struct Block {
-    addr: u64,
-    bytes: usize,
+    memory: Memory,
     queue: Arc<Queue>,
     /// By [`Kept::time`].
     born: u64,
@@ -364,7 +402,7 @@ pub(super) struct Block {
 
 impl Block {
     pub(super) fn addr(&self) -> u64 {
-        self.addr
+        self.memory.addr
     }
 }
 
@@ -372,10 +410,10 @@ impl Drop for Block {
     fn drop(&mut self) {
         let mut kept = lock(&self.queue.kept);
         if kept.graphs > 0 && self.born < kept.time {
-            kept.blocks.push((self.addr, self.bytes));
+            kept.blocks.push(self.memory);
         } else {
             drop(kept);
-            self.queue.release(self.addr, self.bytes);
+            self.queue.release(self.memory);
         }
     }
 }

@@ -4,8 +4,9 @@
 //! y = mid + down(silu(gate) * up), with gate, up of norm2(mid); or y = mid + down(gelu(up)).
 //! Which norms, rotations and fused layers there are, the family says (`spec.rs`).
 //!
-//! What the backward pass needs is kept or rebuilt, group by group, as [`Policy`] says; norms, rotations and
-//! silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same code.
+//! What the backward pass needs is kept or rebuilt, group by group, as [`Policy`] says; norms, rotations
+//! behind norms and silu(gate) * up are always rebuilt. Every policy gives the same bits, because rebuilding runs the same
+//! code.
 
 use super::cache::{Layered, Read};
 use super::mlp::{Hidden, Mlp};
@@ -17,7 +18,7 @@ use super::weights::{Dropout, Layer, Values, Vector, Weight};
 use crate::error::Result;
 use crate::ops::attention::{self, Attention, Scores};
 use crate::ops::linear::{self, Dx};
-use crate::ops::rope::{self, Table};
+use crate::ops::rope::{self, Table, Turn};
 use crate::tensor::{Index, Tensor};
 
 /// A block's weights.
@@ -48,7 +49,8 @@ pub(super) struct Context<'a> {
     pub few_rows: bool,
 }
 
-/// q, k and v as the projections gave them, and the adapters' intermediates.
+/// q, k and v, and the adapters' intermediates. q and k are as the projections gave them where norms of their heads follow,
+/// else rotated already.
 pub(super) struct Qkv {
     pub q: Tensor,
     pub k: Tensor,
@@ -112,7 +114,7 @@ impl Block {
     pub(super) fn cached(&self, x: Tensor, c: Context, read: &Read, cache: &mut Layered) -> Result<Tensor> {
         let qkv = self.qkv(&x, c)?;
         let turned = self.turned(&qkv.q, &qkv.k, c)?;
-        let (q, k) = turned.as_ref().map_or((&qkv.q, &qkv.k), |(q, k)| (q, k));
+        let (q, k) = turned.as_ref().map_or((&qkv.q, &qkv.k), |[q, k]| (q, k));
         attention::store(k, &qkv.v, &read.rows, &mut cache.k, &mut cache.v)?;
         let o = match &read.past {
             None => attention::fwd(q, k, &qkv.v, self.attention(c))?.0,
@@ -215,14 +217,12 @@ impl Block {
         let Qkv { q, k, v, saved: saved_qkv } = qkv;
         let [dq, dk, dv] = {
             let turned = self.turned(&q, &k, c)?;
-            let (q, k) = turned.as_ref().map_or((&q, &k), |(q, k)| (q, k));
+            let (q, k) = turned.as_ref().map_or((&q, &k), |[q, k]| (q, k));
             attention::bwd(saved, q, k, &v, &o, &d_o, self.attention(c))?
         };
         drop((o, v, d_o));
-        let dq = turned_bwd(&q, &self.q_norm, dq, c, grads)?;
-        drop(q);
-        let dk = turned_bwd(&k, &self.k_norm, dk, c, grads)?;
-        drop(k);
+        let [dq, dk] = self.turned_bwd([&q, &k], [dq, dk], c, grads)?;
+        drop((q, k));
         let h = self.norm1.fwd(x, c.params, c.spec.eps)?;
         let through = below || self.norm1.is_trained();
         let dh = self.qkv.bwd(saved_qkv, &h, [dq, dk, dv], c, through, grads)?;
@@ -233,24 +233,42 @@ impl Block {
         }
     }
 
-    /// `x` (tokens, hidden) -> q, k and v of norm1(x).
+    /// `x` (tokens, hidden) -> q, k and v of norm1(x); q and k rotated, unless their norms come before that.
     pub(super) fn qkv(&self, x: &Tensor, c: Context) -> Result<Qkv> {
         let h = self.norm1.fwd(x, c.params, c.spec.eps)?;
-        let ([q, k, v], saved) = self.qkv.fwd(&h, c)?;
+        let ([mut q, mut k, v], saved) = self.qkv.fwd(&h, c)?;
+        if let (Some(table), None) = (c.rope, self.head_norms(c)) {
+            rope::apply([&mut q, &mut k], c.positions, table, Turn::Forward)?;
+        }
         Ok(Qkv { q, k, v, saved })
     }
 
-    /// q and k as attention sees them: normalised where the family does, and rotated. None: as they are.
-    pub(super) fn turned(&self, q: &Tensor, k: &Tensor, c: Context) -> Result<Option<(Tensor, Tensor)>> {
-        let Some(table) = c.rope else { return Ok(None) };
-        let q = rope::fwd(q, head_norm(&self.q_norm, c), c.positions, table)?;
-        let k = rope::fwd(k, head_norm(&self.k_norm, c), c.positions, table)?;
-        Ok(Some((q, k)))
+    /// q and k as attention sees them, where their norms and rotation are still to come. None: as they are.
+    pub(super) fn turned(&self, q: &Tensor, k: &Tensor, c: Context) -> Result<Option<[Tensor; 2]>> {
+        let Some((table, norms)) = c.rope.zip(self.head_norms(c)) else { return Ok(None) };
+        rope::fwd([q, k], norms, c.positions, table).map(Some)
+    }
+
+    /// The gradients of the projections' q and k from those of what attention saw of them; `x`: q and k as they were kept.
+    fn turned_bwd(&self, x: [&Tensor; 2], mut d: [Tensor; 2], c: Context, grads: &mut Tensor) -> Result<[Tensor; 2]> {
+        let Some(table) = c.rope else { return Ok(d) };
+        if let Some(norms) = self.head_norms(c) {
+            return rope::bwd(x, norms, c.positions, table, d, grads);
+        }
+        let [dq, dk] = &mut d;
+        rope::apply([dq, dk], c.positions, table, Turn::Back)?;
+        Ok(d)
+    }
+
+    /// The norms of q's and k's heads, where the family has them.
+    fn head_norms<'a>(&'a self, c: Context<'a>) -> Option<[rope::Norm<'a>; 2]> {
+        let norm = |w: &'a Vector| rope::Norm { w: w.slot(c.params), eps: c.spec.eps };
+        Some([norm(self.q_norm.as_ref()?), norm(self.k_norm.as_ref()?)])
     }
 
     fn attend(&self, qkv: &Qkv, c: Context) -> Result<Attended> {
         let turned = self.turned(&qkv.q, &qkv.k, c)?;
-        let (q, k) = turned.as_ref().map_or((&qkv.q, &qkv.k), |(q, k)| (q, k));
+        let (q, k) = turned.as_ref().map_or((&qkv.q, &qkv.k), |[q, k]| (q, k));
         let (o, saved) = attention::fwd(q, k, &qkv.v, self.attention(c))?;
         Ok(Attended { o, saved })
     }
@@ -277,19 +295,6 @@ impl Block {
         let h = self.norm2.fwd(mid, c.params, c.spec.eps)?;
         self.mlp.up(&h, c)
     }
-}
-
-/// The gradient of q or k from that of what attention saw of it.
-fn turned_bwd(x: &Tensor, norm: &Option<Vector>, dy: Tensor, c: Context, grads: &mut Tensor) -> Result<Tensor> {
-    match c.rope {
-        Some(table) => rope::bwd(x, head_norm(norm, c), c.positions, table, dy, grads),
-        None => Ok(dy),
-    }
-}
-
-/// The norm of q's or k's heads, where the family has one.
-fn head_norm<'a>(w: &'a Option<Vector>, c: Context<'a>) -> Option<rope::Norm<'a>> {
-    w.as_ref().map(|w| rope::Norm { w: w.slot(c.params), eps: c.spec.eps })
 }
 
 /// The input gradient that was asked for.

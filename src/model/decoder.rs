@@ -7,7 +7,7 @@ use super::norm::Norm;
 use super::params::Params;
 use super::policy::{Policies, Policy};
 use super::spec::Spec;
-use super::weights::{Values, Weight};
+use super::weights::{FrozenBytes, Values, Weight};
 use crate::data::Batch;
 use crate::device::{Device, abi};
 use crate::error::{Error, Result};
@@ -104,20 +104,30 @@ impl Model {
         }
     }
 
-    /// Bytes of frozen weights: (dense, NF4).
-    pub fn frozen_bytes(&self) -> (u64, u64) {
-        let mut sums = (0, 0);
-        let mut add = |w: &Weight| {
-            let (dense, nf4) = w.frozen_bytes();
-            sums = (sums.0 + dense, sums.1 + nf4);
-        };
-        add(&self.embed);
-        self.positions.iter().chain(self.norm.weights()).for_each(&mut add);
-        self.head.iter().for_each(&mut add);
-        for b in &self.blocks {
-            b.weights().for_each(&mut add);
+    fn weights(&self) -> impl Iterator<Item = &Weight> {
+        let outside = std::iter::once(&self.embed).chain(&self.positions).chain(self.norm.weights()).chain(&self.head);
+        outside.chain(self.blocks.iter().flat_map(Block::weights))
+    }
+
+    /// Bytes of frozen weights.
+    pub fn frozen_bytes(&self) -> FrozenBytes {
+        let mut sum = FrozenBytes::default();
+        self.weights().for_each(|w| w.add_frozen(&mut sum));
+        sum
+    }
+
+    /// Bytes of the table of rotations; 0 without one.
+    pub fn rotation_bytes(&self) -> u64 {
+        self.rope.as_ref().map_or(0, |table| table.bytes() as u64)
+    }
+
+    /// Of a planned model: the most bytes of device memory that loading it takes beside the weights, before anything else is
+    /// there.
+    pub fn loading_bytes(&self) -> u64 {
+        if !self.device.runs_kernels() {
+            return 0;
         }
-        sums
+        self.weights().map(Weight::loading_bytes).max().unwrap_or(0)
     }
 
     /// The longest sequence that can be run.

@@ -23,7 +23,7 @@ use crate::format::{AdapterFile, HfConfig};
 use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
 use crate::quant::ggml::Blocks;
-use crate::quant::{Code2, DeviceGgml, DeviceNf4, Nf4};
+use crate::quant::{DeviceGgml, Nf4, Quantiser};
 use crate::tensor::{DType, Float, Real, Tensor};
 
 /// Deviation of weights that start at random: transformers' default.
@@ -94,7 +94,7 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         o,
         spec: &spec,
         device,
-        code2: if device.runs_kernels() && !device.is_plan() { Some(Code2::new(device)?) } else { None },
+        quantiser: if device.runs_kernels() && !device.is_plan() { Some(Quantiser::new(device)?) } else { None },
         staging: if device.runs_kernels() && !device.is_plan() { Device::cpu(1) } else { device.clone() },
         base: base.as_ref(),
         merged: &adapters[..merged],
@@ -108,24 +108,26 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
     b.check_names()?;
 
     let (vocab, hidden, names) = (spec.vocab, spec.hidden, spec.names);
-    let embed = b.weight(names.embed, vocab, hidden)?;
     let head_trained_alone = b.is_trained("lm_head") && !matches!(o.method.finetuning_type, FinetuningType::Full);
-    let head = if spec.tied && !head_trained_alone && !(b.saved_alone(names.embed)) {
-        None
-    } else if spec.tied {
-        // The tie is broken when only one side of it is trained, as PEFT breaks it.
-        Some(b.weight_named("lm_head", &format!("{}.weight", names.embed), vocab, hidden)?)
-    } else {
-        Some(b.weight("lm_head", vocab, hidden)?)
+    // The tie is broken when only one side of it is trained, as PEFT breaks it.
+    let shared = spec.tied && !head_trained_alone && !(b.saved_alone(names.embed));
+    let embed = b.weight(names.embed, vocab, hidden, if shared { Role::Other } else { Role::Gathered })?;
+    let embed_name = format!("{}.weight", names.embed);
+    let head = match spec.tied {
+        _ if shared => None,
+        true => Some(b.parameter("lm_head", "weight", &embed_name, &[vocab, hidden], Role::Other)?),
+        false => Some(b.weight("lm_head", vocab, hidden, Role::Other)?),
     };
     let positions = match spec.position {
-        Position::Learned { module, rows } => Some(b.weight(module, rows, hidden)?),
+        Position::Learned { module, rows } => Some(b.weight(module, rows, hidden, Role::Other)?),
         Position::Rope(_) => None,
     };
     let blocks = (0..spec.layers).map(|i| b.block(i)).collect::<Result<Vec<_>>>()?;
     let norm = b.norm(names.norm)?;
 
-    let (entries, init) = (b.entries, b.init);
+    // What the quantiser took goes before anything else comes.
+    let Builder { entries, init, quantiser, .. } = b;
+    drop(quantiser);
     let mut params = Params::new(entries, o.dtype, device)?;
     if !device.is_plan() {
         for (i, from) in init.iter().enumerate() {
@@ -134,9 +136,9 @@ pub fn load(folder: &Path, o: &Options, device: &Device, progress: &dyn Fn(usize
         }
         params.refresh()?;
     }
-    let max_positions = if device.is_plan() { 1 } else { o.max_positions.max(1) };
+    let max_positions = o.max_positions.max(1);
     let rope = match &spec.position {
-        Position::Rope(rope) => Some(Table::new(&rope.freq, rope.factor, max_positions).on(device)?),
+        Position::Rope(rope) => Some(Table::of(&rope.freq, rope.factor, max_positions, device)?),
         Position::Learned { .. } => None,
     };
     let (dtype, device, attached) = (o.dtype, device.clone(), Vec::new());
@@ -149,8 +151,8 @@ struct Builder<'a> {
     device: &'a Device,
     /// Where values are made: the device itself, unless only kernels reach its memory.
     staging: Device,
-    /// On a device that runs kernels: what all its quantised matrices share.
-    code2: Option<Code2>,
+    /// On a device that runs kernels.
+    quantiser: Option<Quantiser>,
     base: Option<&'a Base>,
     merged: &'a [AdapterFile],
     /// The adapter that is trained on, and its index.
@@ -161,6 +163,16 @@ struct Builder<'a> {
     modules: u32,
     done: usize,
     progress: &'a dyn Fn(usize, usize),
+}
+
+/// What a tensor is for, which decides in what form and where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    /// The matrix of a linear layer of a block: quantised where that is asked.
+    Linear,
+    /// A matrix of which only rows are read: kernels can read those from the CPU's memory.
+    Gathered,
+    Other,
 }
 
 impl Builder<'_> {
@@ -286,9 +298,9 @@ impl Builder<'_> {
     }
 
     fn layer(&mut self, module: &str, out: usize, inn: usize, bias: bool) -> Result<Layer> {
-        let w = self.parameter(module, "weight", &format!("{module}.weight"), &[out, inn], true)?;
+        let w = self.parameter(module, "weight", &format!("{module}.weight"), &[out, inn], Role::Linear)?;
         let bias = match bias {
-            true => Some(self.parameter(module, "bias", &format!("{module}.bias"), &[out], false)?),
+            true => Some(self.parameter(module, "bias", &format!("{module}.bias"), &[out], Role::Other)?),
             false => None,
         };
         let lora = self.lora(module, out, inn)?;
@@ -296,7 +308,7 @@ impl Builder<'_> {
     }
 
     fn vector(&mut self, module: &str, len: usize) -> Result<Vector> {
-        self.parameter(module, "weight", &format!("{module}.weight"), &[len], false).map(Vector)
+        self.parameter(module, "weight", &format!("{module}.weight"), &[len], Role::Other).map(Vector)
     }
 
     fn norm(&mut self, module: &str) -> Result<Norm> {
@@ -305,22 +317,19 @@ impl Builder<'_> {
         Ok(match self.spec.norm {
             NormKind::Rms => Norm::Rms(w),
             NormKind::Layer => {
-                let b = self.parameter(module, "bias", &format!("{module}.bias"), &[len], false)?;
+                let b = self.parameter(module, "bias", &format!("{module}.bias"), &[len], Role::Other)?;
                 Norm::Layer(w, Vector(b))
             }
         })
     }
 
-    fn weight(&mut self, module: &str, rows: usize, cols: usize) -> Result<Weight> {
-        self.weight_named(module, &format!("{module}.weight"), rows, cols)
+    fn weight(&mut self, module: &str, rows: usize, cols: usize, role: Role) -> Result<Weight> {
+        self.parameter(module, "weight", &format!("{module}.weight"), &[rows, cols], role)
     }
 
-    fn weight_named(&mut self, module: &str, source: &str, rows: usize, cols: usize) -> Result<Weight> {
-        self.parameter(module, "weight", source, &[rows, cols], false)
-    }
-
-    /// `module.kind`, read from the checkpoint's tensor `source`; of a `linear` layer or not.
-    fn parameter(&mut self, module: &str, kind: &str, source: &str, shape: &[usize], linear: bool) -> Result<Weight> {
+    /// `module.kind`, read from the checkpoint's tensor `source`.
+    fn parameter(&mut self, module: &str, kind: &str, source: &str, shape: &[usize], role: Role) -> Result<Weight> {
+        let linear = role == Role::Linear;
         self.done += 1;
         let total = self.spec.tensors();
         (self.progress)(self.done.min(total), total);
@@ -353,16 +362,16 @@ impl Builder<'_> {
         }
         let Some(stored) = stored else {
             let stream = Stream { seed: self.o.seed, step: 0, module: u32::MAX - self.done as u32 };
-            return self.random(rows, cols, shape.len() == 1 && kind == "weight", stream).map(Weight::Frozen);
+            let t = self.random(rows, cols, shape.len() == 1 && kind == "weight", stream)?;
+            return self.placed(t, role);
         };
         if let Some(blocks) = stored.quantised().filter(|_| linear) {
             return self.quantised(blocks);
         }
         if let (true, Some(double), Some(view)) = (linear, self.o.nf4, stored.view()) {
-            let q = Nf4::from_view(&view, double, self.o.threads)?;
-            return match &self.code2 {
-                Some(code2) => DeviceNf4::upload(&q, code2).map(|q| Weight::DeviceNf4(Box::new(q))),
-                None => Ok(Weight::Nf4(q)),
+            return match &mut self.quantiser {
+                Some(quantiser) => quantiser.quantise(&view, double).map(|q| Weight::DeviceNf4(Box::new(q))),
+                None => Nf4::from_view(&view, double, self.o.threads).map(Weight::Nf4),
             };
         }
         let mut t = Tensor::unwritten(rows, cols, self.o.dtype, &self.staging)?;
@@ -378,7 +387,27 @@ impl Builder<'_> {
             }
             self.merge(module, kind, &mut t)?;
         }
-        t.moved_to(self.device).map(Weight::Frozen)
+        self.placed(t, role)
+    }
+
+    /// To where the device reads it. What is only gathered stays in the CPU's memory where kernels run: they read a row of it
+    /// a token, over the bus, and the card has that much more room. Where the system does not let so much be locked it goes
+    /// to the card after all.
+    fn placed(&self, t: Tensor, role: Role) -> Result<Weight> {
+        if role != Role::Gathered || !self.device.runs_kernels() {
+            return t.moved_to(self.device).map(Weight::Frozen);
+        }
+        if self.device.is_plan() {
+            return Ok(Weight::Pinned(t));
+        }
+        match t.pinned_copy(self.device) {
+            Ok(pinned) => Ok(Weight::Pinned(pinned)),
+            Err(Error::Memory(why)) => {
+                log::warn!("the embedding takes {} bytes of the GPU's memory that were not planned: {why}", t.bytes());
+                t.moved_to(self.device).map(Weight::Frozen)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Blocks stay as they are: mapped on the CPU, copied to where kernels read them.
@@ -393,7 +422,7 @@ impl Builder<'_> {
         Ok(Weight::DeviceGgml(Box::new(on_device)))
     }
 
-    /// Ones for a norm, else a normal distribution as transformers initialises.
+    /// Ones for a norm, else a normal distribution as transformers initialises; where values are made.
     fn random(&self, rows: usize, cols: usize, norm: bool, stream: Stream) -> Result<Tensor> {
         let mut t = Tensor::unwritten(rows, cols, self.o.dtype, &self.staging)?;
         if !self.device.is_plan() {
@@ -402,7 +431,7 @@ impl Builder<'_> {
                 *x = T::narrow(<T as Float>::Acc::of(value));
             });
         }
-        t.moved_to(self.device)
+        Ok(t)
     }
 
     /// W += scale B A for every adapter that is merged.

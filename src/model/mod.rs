@@ -9,6 +9,8 @@ mod decoder;
 pub mod families;
 mod input;
 mod load;
+#[cfg(all(test, feature = "host-kernels"))]
+mod load_tests;
 mod mlp;
 mod names;
 mod norm;
@@ -29,3 +31,4 @@ pub use names::{MlpLayers, Names, QkvLayers};
 pub use params::{Entry, Params};
 pub use policy::{Policies, Policy};
 pub use spec::{NormKind, Position, Rope, Spec};
+pub use weights::FrozenBytes;

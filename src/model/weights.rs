@@ -10,12 +10,14 @@ use crate::ops::Slot;
 use crate::ops::linear::{self, Linear, Lora, Matrix};
 use crate::ops::philox::Stream;
 use crate::quant::ggml::Blocks;
-use crate::quant::{Absmax, DeviceGgml, DeviceNf4, Nf4};
+use crate::quant::{Absmax, DeviceGgml, DeviceNf4, Nf4, Quantiser};
 use crate::tensor::Tensor;
 
 /// One matrix or vector.
 pub(super) enum Weight {
     Frozen(Tensor),
+    /// Frozen, in memory of the CPU that kernels read in place.
+    Pinned(Tensor),
     Nf4(Nf4),
     /// In the blocks of a GGUF file.
     Ggml(Blocks),
@@ -36,7 +38,7 @@ impl Weight {
     /// As a dense operand; None for a quantised one.
     pub(super) fn slot<'a>(&'a self, params: &'a Params) -> Option<Slot<'a>> {
         match self {
-            Weight::Frozen(t) => Some(Slot::whole(t)),
+            Weight::Frozen(t) | Weight::Pinned(t) => Some(Slot::whole(t)),
             Weight::Trained(i) => Some(params.slot(*i)),
             Weight::Nf4(_)
             | Weight::Ggml(_)
@@ -48,7 +50,7 @@ impl Weight {
 
     pub(super) fn matrix<'a>(&'a self, params: &'a Params) -> Matrix<'a> {
         match self {
-            Weight::Frozen(t) => Matrix::Dense(Slot::whole(t)),
+            Weight::Frozen(t) | Weight::Pinned(t) => Matrix::Dense(Slot::whole(t)),
             Weight::Trained(i) => Matrix::Dense(params.slot(*i)),
             Weight::Nf4(q) => Matrix::Nf4(q),
             Weight::Ggml(q) => Matrix::Ggml(q),
@@ -58,22 +60,42 @@ impl Weight {
         }
     }
 
-    /// Bytes while frozen: (dense, quantised).
-    pub(super) fn frozen_bytes(&self) -> (u64, u64) {
+    /// Adds what it takes while frozen.
+    pub(super) fn add_frozen(&self, sum: &mut FrozenBytes) {
         match self {
-            Weight::Frozen(t) => (t.bytes() as u64, 0),
-            Weight::Nf4(q) => (0, Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. }))),
-            Weight::Ggml(q) => (0, q.bytes().len() as u64),
-            Weight::DeviceNf4(q) => (0, q.bytes() as u64),
-            Weight::DeviceGgml(q) => (0, q.bytes() as u64),
-            Weight::Planned { out, inn, double } => (0, Nf4::bytes(*out, *inn, *double)),
-            Weight::Trained(_) => (0, 0),
+            Weight::Frozen(t) => sum.dense += t.bytes() as u64,
+            Weight::Pinned(t) => sum.pinned += t.bytes() as u64,
+            Weight::Nf4(q) => sum.quantised += Nf4::bytes(q.rows, q.cols, matches!(q.absmax, Absmax::Double { .. })),
+            Weight::Ggml(q) => sum.quantised += q.bytes().len() as u64,
+            Weight::DeviceNf4(q) => sum.quantised += q.bytes() as u64,
+            Weight::DeviceGgml(q) => sum.quantised += q.bytes() as u64,
+            Weight::Planned { out, inn, double } => sum.quantised += Nf4::bytes(*out, *inn, *double),
+            Weight::Trained(_) => {}
+        }
+    }
+
+    /// What quantising it as it is loaded takes beside the result, where kernels do that; of a planned one.
+    pub(super) fn loading_bytes(&self) -> u64 {
+        match self {
+            Weight::Planned { out, inn, double } => Quantiser::bytes(out * inn, *double),
+            _ => 0,
         }
     }
 
     pub(super) fn is_trained(&self) -> bool {
         matches!(self, Weight::Trained(_))
     }
+}
+
+/// Bytes of what is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FrozenBytes {
+    /// 16- or 32-bit.
+    pub dense: u64,
+    /// In NF4 or blocks of a GGUF file.
+    pub quantised: u64,
+    /// 16-bit, in memory of the CPU that kernels read in place.
+    pub pinned: u64,
 }
 
 /// A vector that is never quantised: a norm's weight.

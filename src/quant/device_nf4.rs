@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::dynamic8;
-use super::nf4::{self, Absmax, Nf4};
+use super::nf4::{Absmax, Nf4};
+use super::quantiser;
 use crate::device::{Buffer, Device, Exec, abi};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
@@ -12,7 +13,7 @@ use crate::tensor::{DType, Tensor};
 
 /// The values of [`dynamic8::code`] in device memory, once for all matrices. Cheap to clone.
 #[derive(Clone)]
-pub struct Code2(Arc<Tensor>);
+pub struct Code2(pub(super) Arc<Tensor>);
 
 impl Code2 {
     /// Copies the table to `device`.
@@ -36,12 +37,12 @@ pub struct DeviceNf4 {
     pub cols: usize,
     /// What it was quantised from.
     pub source: Dtype,
-    packed: Buffer,
-    absmax: DeviceAbsmax,
-    device: Device,
+    pub(super) packed: Buffer,
+    pub(super) absmax: DeviceAbsmax,
+    pub(super) device: Device,
 }
 
-enum DeviceAbsmax {
+pub(super) enum DeviceAbsmax {
     /// (1, blocks) f32.
     Plain(Tensor),
     /// u8 a block; (1, ceil(blocks / 256)) f32; (1, 1) f32; the values of the codes.
@@ -129,34 +130,6 @@ impl DeviceNf4 {
         }
     }
 
-    /// Quantises `x` (bf16 or f32), which holds what `source` holds, on its device: the bits of [`Nf4::from_view`].
-    ///
-    /// # Errors
-    /// [`Error::Shape`] if it holds NaN or infinity; [`Error::Memory`].
-    pub fn quantise(x: &Tensor, source: Dtype, double: bool, code2: &Code2) -> Result<Self> {
-        let (rows, cols, device) = (x.rows(), x.cols(), x.device());
-        let mut packed = device.alloc(x.len().div_ceil(2))?;
-        let mut absmax = Tensor::unwritten(1, x.len().div_ceil(nf4::BLOCK), DType::F32, device)?;
-        let mut offset = Tensor::unwritten(1, 1, DType::F32, device)?;
-        match device.exec() {
-            Exec::Kernels(l) => {
-                launch::quantise(l, &mut packed, &mut absmax, x)?;
-                launch::mean(l, &mut offset, &absmax)?;
-                // One element that is not finite makes its absmax, and so the mean, not finite.
-                if !offset.read::<f32>(0, 1)[0].is_finite() {
-                    return Err(Error::shape("nf4 quantise", "holds NaN or infinity"));
-                }
-            }
-            Exec::Plan(_) => {}
-            Exec::Cpu(_) => return Err(needs_kernels("nf4 quantise")),
-        }
-        let absmax = match double {
-            true => double_quantised(&absmax, offset, code2)?,
-            false => DeviceAbsmax::Plain(absmax),
-        };
-        Ok(DeviceNf4 { rows, cols, source, packed, absmax, device: device.clone() })
-    }
-
     /// The same matrix with its plain absmax quantised around `offset`, as [`nf4::double_quantise`]. Nothing happens to one
     /// whose absmax are quantised already.
     ///
@@ -165,7 +138,8 @@ impl DeviceNf4 {
     pub fn double_quantise(self, offset: f32, code2: &Code2) -> Result<Self> {
         let absmax = match self.absmax {
             DeviceAbsmax::Plain(absmax) => {
-                double_quantised(&absmax, Tensor::from_slice(&[offset], 1, 1, &self.device)?, code2)?
+                let offset = Tensor::from_slice(&[offset], 1, 1, &self.device)?;
+                quantiser::double_quantised(absmax.ptr(), absmax.len(), offset, code2)?
             }
             double => double,
         };
@@ -189,91 +163,28 @@ impl DeviceNf4 {
     }
 }
 
-fn double_quantised(absmax: &Tensor, offset: Tensor, code2: &Code2) -> Result<DeviceAbsmax> {
-    let device = absmax.device();
-    let mut codes = device.alloc(absmax.len())?;
-    let mut absmax2 = Tensor::unwritten(1, absmax.len().div_ceil(dynamic8::BLOCK), DType::F32, device)?;
-    match device.exec() {
-        Exec::Kernels(l) => launch::absmax(l, &mut codes, &mut absmax2, absmax, &offset, code2)?,
-        Exec::Plan(_) => {}
-        Exec::Cpu(_) => return Err(needs_kernels("nf4 double quantise")),
-    }
-    Ok(DeviceAbsmax::Double { codes, absmax2, offset, code2: code2.clone() })
-}
-
 /// On the CPU [`Nf4`] itself is read.
-fn needs_kernels(op: &'static str) -> Error {
+pub(super) fn needs_kernels(op: &'static str) -> Error {
     Error::shape(op, "is asked of a device that runs no kernels")
 }
 
-/// Launches; formulas and shapes: kernels/nf4.h.
+/// The launch; formula and shapes: kernels/nf4.h.
 mod launch {
-    use super::{Buffer, Code2, DType, DeviceNf4, Tensor, dynamic8};
+    use super::quantiser::size;
+    use super::{DType, DeviceNf4, Tensor};
     use crate::device::{Kernel, Launcher, abi, kernels};
     use crate::error::{Error, Result};
-
-    fn size(n: usize) -> Result<i64> {
-        i64::try_from(n).map_err(|_| Error::shape("nf4", format!("{n} elements are more than a kernel counts")))
-    }
-
-    pub(super) fn quantise(l: &Launcher, packed: &mut Buffer, absmax: &mut Tensor, x: &Tensor) -> Result<()> {
-        let kernel = match x.dtype() {
-            DType::Bf16 => kernels::NF4_QUANTISE_BF16,
-            DType::F32 => kernels::NF4_QUANTISE_F32,
-            DType::F64 => return Err(unknown(x)),
-        };
-        let p = abi::Nf4Quantise {
-            packed: packed.addr() as *mut u8,
-            absmax: absmax.ptr_mut(),
-            x: x.ptr(),
-            x32: x.ptr(),
-            n: size(x.len())?,
-        };
-        let grid = x.len().div_ceil(abi::NF4_QUANTISE_TILE as usize);
-        l.kernel(kernel).grid(grid).block(abi::NF4_THREADS).launch(&p)
-    }
-
-    pub(super) fn mean(l: &Launcher, offset: &mut Tensor, absmax: &Tensor) -> Result<()> {
-        let p = abi::Nf4Mean { offset: offset.ptr_mut(), absmax: absmax.ptr(), blocks: size(absmax.len())? };
-        let lanes = abi::NF4_MEAN_LANES;
-        l.kernel(kernels::NF4_MEAN).block(lanes).shared(lanes as usize * 8).launch(&p)
-    }
-
-    pub(super) fn absmax(
-        l: &Launcher,
-        codes: &mut Buffer,
-        absmax2: &mut Tensor,
-        absmax: &Tensor,
-        offset: &Tensor,
-        code2: &Code2,
-    ) -> Result<()> {
-        let p = abi::Nf4QuantiseAbsmax {
-            codes: codes.addr() as *mut u8,
-            absmax2: absmax2.ptr_mut(),
-            absmax: absmax.ptr(),
-            offset: offset.ptr(),
-            code2: code2.0.ptr(),
-            blocks: size(absmax.len())?,
-        };
-        let threads = abi::NF4_BLOCK2;
-        let shared = (dynamic8::BLOCK + (threads / abi::QE_WARP) as usize) * 4;
-        l.kernel(kernels::NF4_QUANTISE_ABSMAX).grid(absmax2.len()).block(threads).shared(shared).launch(&p)
-    }
 
     pub(super) fn dequantise(l: &Launcher, out: &mut Tensor, q: &DeviceNf4, first: usize) -> Result<()> {
         let kernel: Kernel<abi::Nf4Dequantise> = match out.dtype() {
             DType::Bf16 => kernels::NF4_DEQUANTISE_BF16,
             DType::F32 => kernels::NF4_DEQUANTISE_F32,
-            DType::F64 => return Err(unknown(out)),
+            DType::F64 => return Err(Error::shape("nf4", "F64: kernels write bf16 and f32")),
         };
         let (y, y32, count) = (out.ptr_mut(), out.ptr_mut(), out.len());
         let p = abi::Nf4Dequantise { y, y32, w: q.blocks(), first: size(first)?, count: size(count)? };
         let grid = count.div_ceil(abi::NF4_DEQUANTISE_TILE as usize);
         l.kernel(kernel).grid(grid).block(abi::NF4_THREADS).shared(16 * 4).launch(&p)
-    }
-
-    fn unknown(x: &Tensor) -> Error {
-        Error::shape("nf4", format!("{:?}: kernels take bf16 and f32", x.dtype()))
     }
 }
 

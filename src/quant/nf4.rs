@@ -96,12 +96,14 @@ impl Nf4 {
         let mut builder = Nf4Builder::new(rows, cols, view.dtype, double)?;
         let n = view.len();
         let (packed, absmax) = (&mut builder.packed, &mut builder.absmax);
-        quantise_parallel(n, packed, absmax, threads, &|range, out| view.read_f32_range(range, out))?;
-        builder.filled = n;
-        builder.finish().map_err(|e| match e {
+        let named = |e| match e {
             Error::Shape { why, .. } => view.wrong(why),
             other => other,
-        })
+        };
+        let read = |range, out: &mut [f32]| view.read_f32_range(range, out);
+        quantise_parallel(n, packed, absmax, threads, &read).map_err(named)?;
+        builder.filled = n;
+        builder.finish().map_err(named)
     }
 
     /// Bytes that a (rows, cols) matrix takes.

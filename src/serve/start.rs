@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::format::HfConfig;
-use crate::model::{Model, PAGE};
+use crate::model::{FrozenBytes, Model, PAGE};
 use crate::tensor::DType;
 use crate::train::{Control, Event, Inputs, plan, target};
 
@@ -69,10 +69,10 @@ fn fitting(config: &Config, hf: &HfConfig, model: &Model) -> Result<usize> {
     let (device, target) = target::pick(config)?;
     drop(device);
     let Some(limit) = target.limit(config) else { return Ok(usize::MAX) };
-    let (dense, nf4) = model.frozen_bytes();
+    let FrozenBytes { dense, quantised, .. } = model.frozen_bytes();
     // What the machine has free is counted with the model already in it; `max_memory` is for both.
     let left = match config.model.max_memory {
-        Some(most) => most.saturating_sub(dense.saturating_add(nf4)),
+        Some(most) => most.saturating_sub(dense.saturating_add(quantised)),
         None => limit,
     };
     let size = if target.dtype(config) == DType::F32 { 4 } else { 2 };

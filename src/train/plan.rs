@@ -11,7 +11,7 @@ use crate::data::Batch;
 use crate::device::{Device, Layout};
 use crate::error::{Error, Result};
 use crate::format::HfConfig;
-use crate::model::{self, Model, Options, Pass, Policies, Policy, Spec};
+use crate::model::{self, FrozenBytes, Model, Options, Pass, Policies, Policy, Spec};
 use crate::ops::adamw::Moments;
 use crate::ops::linear_cross_entropy::{chunk_rows, kernel_chunk_rows};
 use crate::tensor::{DType, Tensor};
@@ -97,6 +97,8 @@ pub struct Bytes {
     pub dense: u64,
     /// Frozen weights in NF4.
     pub nf4: u64,
+    /// The table of rotations.
+    pub table: u64,
     /// Trained values, and their copy in bf16.
     pub trained: u64,
     pub gradient: u64,
@@ -107,12 +109,21 @@ pub struct Bytes {
     pub logits: u64,
     /// Scratch of the products, a thread; an estimate from above.
     pub scratch: u64,
+    /// Beside the weights while they are loaded, when nothing else is there yet.
+    pub loading: u64,
+    /// Of a run on a GPU, in the CPU's memory, page-locked: an embedding that is only gathered. No part of the total.
+    pub pinned: u64,
 }
 
 impl Bytes {
-    /// All of it.
+    /// The most that is taken at a time.
     pub fn total(&self) -> u64 {
-        self.dense + self.nf4 + self.trained + self.gradient + self.optimizer + self.step + self.scratch
+        self.weights() + self.loading.max(self.trained + self.gradient + self.optimizer + self.step + self.scratch)
+    }
+
+    /// What is frozen.
+    pub fn weights(&self) -> u64 {
+        self.dense + self.nf4 + self.table
     }
 }
 
@@ -299,19 +310,22 @@ impl<'a> DryRun<'a> {
             }
         };
         let spec = self.model.spec.clone();
-        let (dense, nf4) = self.model.frozen_bytes();
+        let FrozenBytes { dense, quantised: nf4, pinned } = self.model.frozen_bytes();
         let gradient = self.grads.bytes() as u64;
         let per_chunk = if self.model.device.runs_kernels() { kernel_chunk_rows } else { chunk_rows };
         let logit_rows = per_chunk(spec.vocab).min(self.train.loss_rows.max(self.eval.loss_rows));
         let bytes = Bytes {
             dense,
             nf4,
+            table: self.model.rotation_bytes(),
             trained: self.model.params.bytes() as u64,
             gradient,
             optimizer: Moments::bytes(self.grads.len(), self.grads.dtype().size(), self.config.train.adam_8bit),
             step: train.bytes().max(eval.bytes()) as u64,
             logits: (logit_rows * spec.vocab * 4) as u64,
             scratch: self.scratch(),
+            loading: self.model.loading_bytes(),
+            pinned,
         };
         let trained = self.model.params.len();
         let (train, eval) = (Arc::new(train), Arc::new(eval));
@@ -361,7 +375,7 @@ pub fn check(
     Err(Error::Memory(format!(
         "the run needs {} (weights {}, trained {}, gradient and optimizer {}, a step {}), the limit is {}; {advice}",
         human(need),
-        human(b.dense + b.nf4),
+        human(b.weights()),
         human(b.trained),
         human(b.gradient + b.optimizer),
         human(b.step + b.scratch),

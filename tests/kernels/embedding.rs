@@ -70,3 +70,41 @@ fn kernels_give_the_bits_of_the_cpu() {
         }
     }
 }
+
+/// Page-locked memory of the CPU is like the device's to whoever uses it: rows are gathered from it, and it is read, written,
+/// filled and copied; but it has no place in a recorded graph.
+#[test]
+fn a_table_in_pinned_memory_gives_the_same_bits() {
+    let (rows, cols) = (VOCAB, 2101);
+    let values: Vec<f64> = bf16s(&random(1, rows * cols));
+    let on_cpu = tensor(&values, rows, cols, DType::Bf16, &Device::cpu(1));
+    for (name, device) in kernel_devices() {
+        let near = tensor(&values, rows, cols, DType::Bf16, &device);
+        let mut far = on_cpu.pinned_copy(&device).unwrap();
+        assert!(far.is_pinned() && !near.is_pinned(), "{name}");
+        let ids = Index::new(vec![3, 18, 0, 3], 4, None, &device).unwrap();
+        let rows_of = |t: &Tensor| embedding::fwd(Slot::whole(t), &ids, None).unwrap().to_f64();
+        assert_eq!(rows_of(&far), rows_of(&near), "{name}");
+        // Written while a launch that reads it may be under way.
+        let before = embedding::fwd(Slot::whole(&far), &ids, None).unwrap();
+        far.write(3 * cols, &[bf16::from_f32(7.0)]);
+        assert_eq!(before.to_f64(), rows_of(&near), "{name}: what was enqueued before a write");
+        assert_eq!(rows_of(&far)[0], 7.0, "{name}: and after it");
+        assert_eq!(far.read::<bf16>(3 * cols, 2), [bf16::from_f32(7.0), bf16::from_f64(values[3 * cols + 1])]);
+        assert_eq!(far.read_later::<bf16>(3 * cols, 1).wait().unwrap(), bf16::from_f32(7.0).to_ne_bytes());
+        let copy = far.copy().unwrap();
+        assert!(!copy.is_pinned() && copy.to_f64() == far.to_f64());
+        far.fill_zero();
+        assert!(far.to_f64().iter().all(|&x| x == 0.0) && copy.to_f64()[3 * cols] == 7.0);
+        if cfg!(feature = "host-asan") {
+            continue; // nothing is recorded there
+        }
+        let why = device.capture(|| {
+            far.fill_zero();
+            Ok(())
+        });
+        let why = why.err().expect("it is refused").to_string();
+        assert!(why.contains("pinned memory while a graph was recorded"), "{why}");
+        device.synchronize().unwrap();
+    }
+}

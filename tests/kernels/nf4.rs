@@ -1,9 +1,12 @@
 //! NF4 on kernels: the bits of the CPU's, which are those of bitsandbytes (tests/parity/quantisation.rs).
 
+use std::path::Path;
+
 use crate::*;
-use qlora_engine::format::{Checkpoint, Dtype};
+use qlora_engine::format::{Checkpoint, Dtype, TensorView};
 use qlora_engine::quant::nf4::{Absmax, double_quantise};
-use qlora_engine::quant::{Code2, DeviceNf4, Nf4, Nf4Builder};
+use qlora_engine::quant::{Code2, DeviceNf4, Nf4, Nf4Builder, Quantiser};
+use qlora_engine::{Error, Result};
 
 /// Values over many magnitudes, with blocks of zeros, of both zeros, and of numbers below the smallest normal one.
 fn weights(n: usize, seed: u64) -> Vec<f32> {
@@ -17,10 +20,39 @@ fn on_cpu(x: &[f32], rows: usize, cols: usize, source: Dtype, double: bool) -> N
     builder.finish().unwrap()
 }
 
-/// x as a tensor of the source's dtype, and x as that tensor holds it.
-fn stored(x: &[f32], rows: usize, cols: usize, source: Dtype, device: &Device) -> Tensor {
-    let x: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
-    tensor(&x, rows, cols, if source == Dtype::BF16 { DType::Bf16 } else { DType::F32 }, device)
+/// x as a file holds it: rounded to the source's dtype.
+struct Stored {
+    bytes: Vec<u8>,
+    shape: [usize; 2],
+    source: Dtype,
+}
+
+impl Stored {
+    fn new(x: &[f32], rows: usize, cols: usize, source: Dtype) -> Self {
+        let bytes = match source {
+            Dtype::BF16 => x.iter().flat_map(|&x| bf16::from_f32(x).to_le_bytes()).collect(),
+            Dtype::F16 => x.iter().flat_map(|&x| half::f16::from_f32(x).to_le_bytes()).collect(),
+            _ => x.iter().flat_map(|x| x.to_le_bytes()).collect(),
+        };
+        Stored { bytes, shape: [rows, cols], source }
+    }
+
+    fn view(&self) -> TensorView<'_> {
+        let file = Path::new("a.safetensors");
+        TensorView { name: "the.weight", dtype: self.source, shape: &self.shape, bytes: &self.bytes, file }
+    }
+
+    /// The values that it holds.
+    fn held(&self) -> Vec<f32> {
+        let mut x = vec![f32::NAN; self.view().len()];
+        self.view().read_f32(&mut x).unwrap();
+        x
+    }
+
+    /// Quantised on the device.
+    fn quantised(&self, double: bool, device: &Device) -> Result<DeviceNf4> {
+        Quantiser::new(device)?.quantise(&self.view(), double)
+    }
 }
 
 fn assert_same(got: &Nf4, want: &Nf4, what: &str) {
@@ -64,12 +96,12 @@ fn has_the_bits_of_the_cpu() {
         for (name, device) in devices {
             let code2 = Code2::new(device).unwrap();
             for source in [Dtype::F32, Dtype::BF16] {
-                let t = stored(&x, rows, cols, source, device);
-                let held: Vec<f32> = t.to_f64().iter().map(|&x| x as f32).collect();
+                let stored = Stored::new(&x, rows, cols, source);
+                let held = stored.held();
                 for double in [false, true] {
                     let what = format!("({rows}, {cols}) {source:?} double {double} on {name}");
                     let want = on_cpu(&held, rows, cols, source, double);
-                    let got = DeviceNf4::quantise(&t, source, double, &code2).unwrap();
+                    let got = stored.quantised(double, device).unwrap();
                     assert_same(&got.download(), &want, &what);
                     assert_eq!(got.bytes() as u64, Nf4::bytes(rows, cols, double), "{what}");
                     check_rows(&want, &got, 0..rows, &what);
@@ -105,32 +137,68 @@ fn the_mean_of_many_blocks_has_the_bits_of_the_cpu() {
     let (rows, cols) = (300, 517);
     let x: Vec<f32> = random(11, rows * cols).iter().map(|&x| 0.02 * x as f32).collect();
     for (name, device) in kernel_devices() {
-        let code2 = Code2::new(&device).unwrap();
-        let t = stored(&x, rows, cols, Dtype::F32, &device);
-        let got = DeviceNf4::quantise(&t, Dtype::F32, true, &code2).unwrap();
+        let got = Stored::new(&x, rows, cols, Dtype::F32).quantised(true, &device).unwrap();
         assert_same(&got.download(), &on_cpu(&x, rows, cols, Dtype::F32, true), name);
+    }
+}
+
+/// One quantiser for matrices of many sizes, one after the other, smaller and larger, of each dtype that files have: in pieces
+/// of any number of blocks, with the bits of the CPU.
+#[test]
+fn pieces_do_not_change_a_bit() {
+    let shapes = [(3, 43), (129, 257), (1, 1), (64, 64), (5, 1000), (200, 300), (1, 63)];
+    for (name, device) in kernel_devices() {
+        for elements in [1, 64, 1000, 4096, 1 << 20] {
+            let mut quantiser = Quantiser::in_pieces(elements, &device).unwrap();
+            // The results outlive what came after them.
+            let mut all = Vec::new();
+            for (i, (rows, cols)) in shapes.into_iter().enumerate() {
+                // (f16 has no room for what `weights` spans.)
+                let source = [Dtype::F32, Dtype::BF16, Dtype::F16][i % 3];
+                let x: Vec<f32> = match source {
+                    Dtype::F16 => random(i as u64, rows * cols).iter().map(|&x| x as f32).collect(),
+                    _ => weights(rows * cols, i as u64),
+                };
+                let stored = Stored::new(&x, rows, cols, source);
+                let double = i % 2 == 0;
+                all.push((quantiser.quantise(&stored.view(), double).unwrap(), stored, double));
+            }
+            for (got, stored, double) in all {
+                let [rows, cols] = stored.shape;
+                let want = on_cpu(&stored.held(), rows, cols, stored.source, double);
+                assert_same(&got.download(), &want, &format!("({rows}, {cols}) by {elements} on {name}"));
+            }
+        }
     }
 }
 
 #[test]
 fn what_is_not_finite_is_refused() {
     let device = Device::host_kernels(2, false).unwrap();
-    let code2 = Code2::new(&device).unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for at in [0, 63, 64, 99] {
-            for source in [Dtype::F32, Dtype::BF16] {
+            for (source, double) in [(Dtype::F32, true), (Dtype::F32, false), (Dtype::BF16, true), (Dtype::F16, true)] {
                 let mut x = vec![1.0; 100];
                 x[at] = bad;
-                let t = stored(&x, 10, 10, source, &device);
-                let result = DeviceNf4::quantise(&t, source, true, &code2).map(|_| ());
-                assert!(result.unwrap_err().to_string().contains("NaN or infinity"), "{bad} at {at}");
+                let mut quantiser = Quantiser::in_pieces(64, &device).unwrap();
+                let result = quantiser.quantise(&Stored::new(&x, 10, 10, source).view(), double).map(drop);
+                let why = result.unwrap_err().to_string();
+                let place = format!("`the.weight` holds NaN or infinity near element {}", at / 64 * 64);
+                assert!(why.contains("a.safetensors") && why.contains(&place), "{bad} at {at}: {why}");
+                // And the next matrix is none the worse for it.
+                let fine = Stored::new(&[1.0; 100], 10, 10, source);
+                let got = quantiser.quantise(&fine.view(), double).unwrap().download();
+                assert_same(&got, &on_cpu(&[1.0; 100], 10, 10, source, double), "after it");
             }
         }
     }
     // Kernels do not run on the CPU's device.
-    let cpu = Device::cpu(1);
-    let t = stored(&[1.0; 4], 2, 2, Dtype::F32, &cpu);
-    assert!(DeviceNf4::quantise(&t, Dtype::F32, false, &Code2::new(&cpu).unwrap()).is_err());
+    let stored = Stored::new(&[1.0; 4], 2, 2, Dtype::F32);
+    assert!(stored.quantised(false, &Device::cpu(1)).is_err());
+    // Numbers of another kind are refused by name.
+    let ints = Stored { source: Dtype::I32, ..stored };
+    let why = ints.quantised(true, &device).map(drop).unwrap_err();
+    assert!(matches!(why, Error::Weights { .. }) && why.to_string().contains("the.weight"), "{why}");
 }
 
 /// bitsandbytes' own results, given its offset: its sum depends on its number of threads.
@@ -144,13 +212,10 @@ fn equals_bitsandbytes() {
         for case in ["ragged", "zeros"] {
             let weight = file.get(&format!("{case}.weight")).unwrap();
             let (rows, cols) = weight.rows_cols();
-            let mut x = vec![f32::NAN; weight.len()];
-            weight.read_f32(&mut x).unwrap();
-            let t = stored(&x, rows, cols, weight.dtype, &device);
             for kind in ["double", "single"] {
                 let key = |part: &str| format!("{case}.{kind}.{part}");
                 let what = format!("{case} {kind} on {name}");
-                let mut q = DeviceNf4::quantise(&t, weight.dtype, false, &code2).unwrap();
+                let mut q = Quantiser::new(&device).unwrap().quantise(&weight, false).unwrap();
                 if kind == "double" {
                     let mut offset = [f32::NAN];
                     file.get(&key("offset")).unwrap().read_f32(&mut offset).unwrap();
@@ -175,8 +240,8 @@ fn equals_bitsandbytes() {
                 let mut out = Tensor::unwritten(rows, cols, dtype, &device).unwrap();
                 q.dequantise(0..rows, &mut out).unwrap();
                 let got: Vec<u8> = match dtype {
-                    DType::Bf16 => out.read::<bf16>(0, x.len()).iter().flat_map(|x| x.to_le_bytes()).collect(),
-                    _ => le(&out.read::<f32>(0, x.len())),
+                    DType::Bf16 => out.read::<bf16>(0, out.len()).iter().flat_map(|x| x.to_le_bytes()).collect(),
+                    _ => le(&out.read::<f32>(0, out.len())),
                 };
                 assert!(got == want.bytes.to_vec(), "{what}: dequantised");
             }
@@ -203,8 +268,7 @@ fn equals_bitsandbytes_in_every_case() {
         let bytes = |part: &str| file.get(&format!("{name}.{part}")).unwrap().bytes.to_vec();
         let w = file.get(&format!("{name}.w")).unwrap();
         let (rows, cols) = w.rows_cols();
-        let t = stored(&f32s("w"), rows, cols, w.dtype, &device);
-        let plain = DeviceNf4::quantise(&t, w.dtype, false, &code2).unwrap();
+        let plain = Quantiser::new(&device).unwrap().quantise(&w, false).unwrap();
         let host = plain.download();
         assert!(host.packed == bytes("packed"), "{name}: codes");
         let Absmax::Plain(absmax) = &host.absmax else { panic!("not plain") };
