@@ -51,7 +51,10 @@ enum Kind {
     Cpu(Pool),
     Kernels(Launcher),
     /// For kernels, if there is something to tune.
-    Plan { counter: Counter, kernels: Option<Tuning> },
+    Plan {
+        counter: Counter,
+        kernels: Option<Tuning>,
+    },
 }
 
 /// How a new [`Buffer`] gets its memory.

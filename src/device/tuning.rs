@@ -73,9 +73,8 @@ impl Wish {
     fn of_environment() -> Result<Self> {
         static READ: OnceLock<[Option<String>; 2]> = OnceLock::new();
         let [tile, path] = READ.get_or_init(|| {
-            [TILE, NF4_PATH].map(|name| {
-                std::env::var_os(name).filter(|v| !v.is_empty()).map(|v| v.to_string_lossy().into_owned())
-            })
+            [TILE, NF4_PATH]
+                .map(|name| std::env::var_os(name).filter(|v| !v.is_empty()).map(|v| v.to_string_lossy().into_owned()))
         });
         Wish::parse(tile.as_deref(), path.as_deref())
     }

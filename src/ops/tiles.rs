@@ -61,6 +61,45 @@ const TABLE: [Line; 5] = [
     ((12, 0), [rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER)]),
 ];
 
+/// A product as it was timed.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    pub rows: usize,
+    /// Large and small tiles of its result.
+    pub large: usize,
+    pub small: usize,
+    /// With large and with small tiles.
+    pub seconds: [f64; 2],
+    /// By a copy of its NF4 matrix.
+    pub scratch: Option<f64>,
+}
+
+impl Rule {
+    /// With the margin, and then the rows, that lose least to the best way of each sample; as they were among equals.
+    #[must_use]
+    pub fn fitted(self, chip: Chip, samples: &[Sample]) -> Rule {
+        let fused = |rule: &Rule, s: &Sample| {
+            let fits = small_cost(chip, rule, s.large, s.small) >= rule.margin;
+            s.seconds[usize::from(!fits)]
+        };
+        let taken = |rule: &Rule, s: &Sample| match s.scratch {
+            Some(scratch) if s.rows >= rule.scratch_from => scratch,
+            _ => fused(rule, s),
+        };
+        let least = |rules: Vec<Rule>, time: &dyn Fn(&Rule, &Sample) -> f64| {
+            let loss = |r: &Rule| -> f64 {
+                samples.iter().map(|s| time(r, s) / s.seconds[0].min(s.seconds[1])).sum() // a share of each sample's time
+            };
+            rules.into_iter().min_by(|a, b| loss(a).total_cmp(&loss(b))).unwrap_or(self)
+        };
+        let costs = samples.iter().flat_map(|s| [0, 1].map(|more| small_cost(chip, &self, s.large, s.small) + more));
+        let margins: Vec<u64> = [self.margin].into_iter().chain(costs).collect();
+        let rule = least(margins.into_iter().map(|margin| Rule { margin, ..self }).collect(), &fused);
+        let rows = [self.scratch_from, NEVER].into_iter().chain(samples.iter().map(|s| s.rows));
+        least(rows.map(|scratch_from| Rule { scratch_from, ..rule }).collect(), &taken)
+    }
+}
+
 /// The rule for a kind: of the newest architecture of the table that is no newer than the chip.
 pub fn rule_of(chip: Chip, kind: Kind) -> Rule {
     let line = TABLE.iter().rev().find(|(capability, _)| *capability <= chip.capability).unwrap_or(&TABLE[0]);
@@ -120,7 +159,9 @@ mod tests {
     fn the_table_ascends_and_unknown_cards_take_the_line_below() {
         assert!(TABLE.windows(2).all(|w| w[0].0 < w[1].0));
         let of = |capability| rule_of(chip(capability, 100), Kind::Nt);
-        for (asked, meant) in [((8, 7), (8, 6)), ((9, 9), (9, 0)), ((10, 0), (9, 0)), ((12, 1), (12, 0)), ((7, 5), (8, 0))] {
+        for (asked, meant) in
+            [((8, 7), (8, 6)), ((9, 9), (9, 0)), ((10, 0), (9, 0)), ((12, 1), (12, 0)), ((7, 5), (8, 0))]
+        {
             assert_eq!(of(asked), of(meant), "{asked:?}");
         }
         assert_ne!(of((8, 0)), of((9, 0)), "the lines do differ");
@@ -138,6 +179,21 @@ mod tests {
             let tile = tile(tuning.tuning().unwrap(), Kind::Nt, large, small).unwrap();
             assert_eq!(tile == Tile::Large, percent >= 100, "{large} or {small}");
         }
+    }
+
+    /// Large tiles win from 112 % on and lose at 75 %; a copy wins from 1024 rows on.
+    #[test]
+    fn a_rule_is_fitted_to_what_was_timed() {
+        let card = Chip::STAND_IN;
+        let start = Rule { margin: 60, ..rule_of(card, Kind::Nf4Nt) };
+        let of = |rows, large, seconds, scratch| Sample { rows, large, small: 4 * large, seconds, scratch };
+        let mut samples = vec![of(512, 64, [2.0, 1.0], Some(3.0)), of(1024, 136, [2.0, 3.0], Some(1.9))];
+        let rule = start.fitted(card, &samples);
+        assert!((76..=112).contains(&rule.margin), "{rule:?}");
+        assert_eq!(rule.scratch_from, 1024);
+        samples.iter_mut().for_each(|s| s.scratch = None);
+        assert_eq!(start.fitted(card, &samples).scratch_from, NEVER);
+        assert_eq!(start.fitted(card, &[]), start);
     }
 
     #[test]
