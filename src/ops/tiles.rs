@@ -3,14 +3,17 @@
 //!
 //! **Tiles.** A card of `s` multiprocessors, each of which holds `r` blocks, computes `s r` tiles at a time: a wave, of which
 //! the last is seldom full. A product of `t` tiles takes ceil(t / (s r)) waves, in which the card could have computed that
-//! many times `s r` tiles: this is its cost in tiles of that size. The large tile (which reads half as much a result) is taken
-//! where small ones would cost at least `margin` % of it: at 100 where large ones fill their waves as well as small ones.
+//! many times `s r` tiles: this is its cost in tiles of that size. The large tile is taken where small ones would cost at
+//! least `margin` % of what large ones do: below 100, since an operation costs more in a small tile. For each 2^17
+//! multiply-adds a small tile copies 8 KB to shared memory and reads 16 KB from it (64 + 64 rows of 32 for 64 x 64 x 32; 64
+//! rows a warp for 32 x 32), a large one 4 and 12. At 256 multiply-adds a clock (8.6, 8.9, 12.0; NVIDIA's white papers), 128
+//! bytes of shared memory and 64 of L2 these are 512 + 192 + 128 clocks against 512 + 128 + 64, were nothing overlapped:
+//! 85 %; at 1024 (8.0 and 9.0) 128 + 192 + 128 against 128 + 128 + 64: 71 %.
 //!
 //! **NF4.** From `scratch_from` rows on the matrix is dequantised to a bf16 copy, which the dense product reads.
 //!
-//! Resident blocks follow from the registers and the shared memory of the compiled kernels (`make kernels-report`). Margins
-//! and `scratch_from` await measurement: 100 and never are what arithmetic gives. `cargo bench --bench tiles` prints lines for
-//! the card at hand.
+//! Resident blocks follow from the registers and the shared memory of the compiled kernels (`make kernels-report`). Nothing
+//! here was measured on a card yet, so no copy is made. `cargo bench --bench tiles` prints lines for the card at hand.
 
 use crate::device::{Chip, Nf4Path, Tile, Tuning, abi};
 use crate::error::Result;
@@ -53,12 +56,12 @@ type Line = ((u32, u32), [Rule; 5]);
 /// Compute capabilities ascend.
 #[rustfmt::skip]
 const TABLE: [Line; 5] = [
-    //        nt                       nn                       tn                       nf4 nt                   nf4 nn
-    ((8, 0),  [rule(2, 4, 100, NEVER), rule(2, 4, 100, NEVER), rule(2, 4, 100, NEVER), rule(2, 5, 100, NEVER), rule(2, 5, 100, NEVER)]),
-    ((8, 6),  [rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER)]),
-    ((8, 9),  [rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER)]),
-    ((9, 0),  [rule(2, 6, 100, NEVER), rule(2, 6, 100, NEVER), rule(2, 6, 100, NEVER), rule(2, 5, 100, NEVER), rule(2, 6, 100, NEVER)]),
-    ((12, 0), [rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER), rule(2, 3, 100, NEVER)]),
+    //        nt                      nn                      tn                      nf4 nt                  nf4 nn
+    ((8, 0),  [rule(2, 4, 71, NEVER), rule(2, 4, 71, NEVER), rule(2, 4, 71, NEVER), rule(2, 5, 71, NEVER), rule(2, 5, 71, NEVER)]),
+    ((8, 6),  [rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER)]),
+    ((8, 9),  [rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER)]),
+    ((9, 0),  [rule(2, 6, 71, NEVER), rule(2, 6, 71, NEVER), rule(2, 6, 71, NEVER), rule(2, 5, 71, NEVER), rule(2, 6, 71, NEVER)]),
+    ((12, 0), [rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER)]),
 ];
 
 /// A product as it was timed.
@@ -171,13 +174,20 @@ mod tests {
     #[test]
     fn large_tiles_where_they_fill_their_waves_as_well() {
         let card = Chip::STAND_IN;
-        for (large, small, percent) in
-            [(1, 1, 37), (64, 256, 75), (96, 384, 75), (102, 408, 75), (103, 409, 112), (136, 544, 112), (137, 548, 56)]
-        {
+        for (large, small, percent) in [
+            (1, 1, 37),
+            (64, 256, 75),
+            (96, 384, 75),
+            (102, 408, 75),
+            (103, 409, 112),
+            (136, 544, 112),
+            (137, 548, 56),
+            (1024, 4096, 98),
+        ] {
             assert_eq!(small_cost(card, &rule_of(card, Kind::Nt), large, small), percent, "{large} or {small}");
             let tuning = crate::device::Device::plan_on(card);
             let tile = tile(tuning.tuning().unwrap(), Kind::Nt, large, small).unwrap();
-            assert_eq!(tile == Tile::Large, percent >= 100, "{large} or {small}");
+            assert_eq!(tile == Tile::Large, percent >= 85, "{large} or {small}");
         }
     }
 

@@ -284,14 +284,16 @@ enum Kept {
     Nf4(bool),
 }
 
-/// What a group of layers is made of, on a device.
+/// What a layer of a group is made of, on a device.
 struct Made {
+    /// Its parameters, after as many numbers as the layers before it have: gradients share one flat tensor.
     flat: Tensor,
+    before: usize,
     nf4: Option<DeviceNf4>,
 }
 
 impl Made {
-    fn new(m: &Member, inn: usize, seed: u64, device: &Device) -> Self {
+    fn new(m: &Member, inn: usize, seed: u64, before: usize, device: &Device) -> Self {
         let of = |seed, n: usize, by: f64| random(seed, n).into_iter().map(move |v| v * by);
         let root = 1.0 / (inn as f64).sqrt();
         let w: Vec<f64> = of(seed, m.out * inn, root).collect();
@@ -305,13 +307,12 @@ impl Made {
             }
         };
         let rest = of(seed + 1, m.out, 0.5).chain(of(seed + 2, m.r * inn, root)).chain(of(seed + 3, m.out * m.r, 0.5));
-        let flat: Vec<f64> = w.into_iter().chain(rest).collect();
-        Made { flat: tensor(&flat, 1, flat.len(), DType::Bf16, device), nf4 }
+        let flat: Vec<f64> = std::iter::repeat_n(0.0, before).chain(w).chain(rest).collect();
+        Made { flat: tensor(&flat, 1, flat.len(), DType::Bf16, device), before, nf4 }
     }
 
-    /// With parameters, of which the gradients lie at the same places after those before.
     fn layer(&self, m: &Member, inn: usize, module: u32, dropout: bool) -> Linear<'_> {
-        let mut offset = 0;
+        let mut offset = self.before;
         let [w, bias, a, b] = [(m.out, inn), (1, m.out), (m.r, inn), (m.out, m.r)].map(|(rows, cols)| {
             offset += rows * cols;
             Slot { tensor: &self.flat, offset: offset - rows * cols, rows, cols, grad: true }
@@ -325,8 +326,7 @@ impl Made {
     }
 }
 
-/// All that a group makes: every y, dx, and the gradients; together, or by its layers one after the other. A flat gradient
-/// serves all layers: each adds to its beginning, so an order that differs shows as well.
+/// All that a group makes: every y, dx, and the gradients; together, or by its layers one after the other.
 fn group<const N: usize>(
     members: [Member; N],
     (rows, live, inn): (usize, usize, usize),
@@ -345,10 +345,12 @@ fn group<const N: usize>(
         t
     };
     let x = of_rows(1, inn);
-    let mut at = 0;
+    let (mut seed, mut before) = (0, 0);
     let made = members.map(|m| {
-        at += 10;
-        (Made::new(&m, inn, at, device), of_rows(at + 5, m.out), of_rows(at + 6, m.out))
+        seed += 10;
+        let layer = Made::new(&m, inn, seed, before, device);
+        before = layer.flat.len();
+        (layer, of_rows(seed + 5, m.out), of_rows(seed + 6, m.out))
     });
     let mut modules = 0;
     let layers: [Linear; N] = std::array::from_fn(|i| {
@@ -356,8 +358,7 @@ fn group<const N: usize>(
         made[i].0.layer(&members[i], inn, modules, dropout)
     });
     let (dys, adds) = (made.each_ref().map(|m| &m.1), made.each_ref().map(|m| Some(&m.2)));
-    let most = made.iter().map(|m| m.0.flat.len()).max().unwrap();
-    let mut grads = tensor(&vec![0.25; most], 1, most, DType::F32, device);
+    let mut grads = tensor(&vec![0.25; before], 1, before, DType::F32, device);
     let (ys, saved): (Vec<Tensor>, Vec<linear::Saved>) = match together {
         true => linear::fwd_group(&x, layers, adds).unwrap().into_iter().unzip(),
         false => (0..N).map(|i| linear::fwd(&x, &layers[i], adds[i]).unwrap()).unzip(),
@@ -434,9 +435,9 @@ fn launches(path: Nf4Path) -> (Vec<&'static str>, usize) {
         let made = members.map(|m| match device.is_plan() {
             true => {
                 let n = m.out * inn + m.out + m.r * (inn + m.out);
-                Made { flat: Tensor::unwritten(1, n, DType::Bf16, device).unwrap(), nf4: None }
+                Made { flat: Tensor::unwritten(1, n, DType::Bf16, device).unwrap(), before: 0, nf4: None }
             }
-            false => Made::new(&m, inn, 1, device),
+            false => Made::new(&m, inn, 1, 0, device),
         });
         let of_rows = |cols| Tensor::unwritten(rows, cols, DType::Bf16, device).unwrap();
         (made, of_rows(inn), members.map(|m| of_rows(m.out)), Tensor::zeros(1, 1 << 15, DType::F32, device).unwrap())

@@ -225,7 +225,7 @@ pub fn bwd(saved: Saved, x: &Tensor, l: &Linear, dy: &Tensor, dx: Dx, grads: &mu
 
 /// As [`bwd`] of one layer after the other, the gradient of `x` being their sum, with the same bits. Kernels take Q of all of
 /// them in one launch, and so the gradients of all B and of all A. What each adds to the gradient of `x` stays a launch of its
-/// own: they add to one result, in their order.
+/// own: they add to one result, in their order. No two layers share a trained parameter.
 ///
 /// # Errors
 /// As [`fwd`].
