@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use half::bf16;
 use qlora_engine::config::{self, Format};
-use qlora_engine::device::{Card, Device, Graph, Probing, kernels};
+use qlora_engine::device::{Card, Chip, Device, Graph, Probing, kernels};
 use qlora_engine::ops::{Slot, rms_norm};
 use qlora_engine::tensor::{DType, Tensor};
 use qlora_engine::train::{Control, Event, Target, train_on};
@@ -119,7 +119,8 @@ fn a_training_run_gives_the_same_bits() {
             );
             let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
             let device = if name == "gpu" { Device::cuda(0).unwrap() } else { Device::host_kernels(2, false).unwrap() };
-            let card = Card { name: name.into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 };
+            let chip = Chip::STAND_IN;
+            let card = Card { name: name.into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11, chip };
             let mut steps = 0;
             let mut watch = |event: &Event<'_>| {
                 steps += u64::from(matches!(event, Event::Step(s) if s.loss.is_finite()));

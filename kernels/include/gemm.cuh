@@ -338,17 +338,48 @@ QE_DEV void write_result(const Result& r, Sums<S>& sums, void* space, int row0, 
   }
 }
 
-// The block's tile: within groups of 8 rows of tiles column by column, so that neighbours in time share both operands in L2.
-struct Place {
-  int row, col;
+// A member of a group, and a place within its part.
+struct Part {
+  int member;
+  unsigned at;
+};
+QE_DEV Part part_of(const GemmGroup& group, unsigned at) {
+  int i = 0;
+  while (i + 1 < GEMM_MEMBERS && at >= group.ends[i]) ++i;
+  return {i, i > 0 ? at - group.ends[i - 1] : at};
+}
+
+// Tile `at` of `across` columns of tiles: within strips of 8 rows of tiles column by column, so that neighbours in time share
+// both operands in L2.
+struct Tiles {
+  unsigned row, col;
 };
 template <class S>
-QE_DEV Place place(const Gemm& p) {
-  const unsigned down = static_cast<unsigned>((p.m + S::kM - 1) / S::kM);
-  const unsigned across = static_cast<unsigned>((p.n + S::kN - 1) / S::kN);
-  const unsigned group = blockIdx.x / (8 * across), within = blockIdx.x % (8 * across);
-  const unsigned height = down - group * 8 < 8 ? down - group * 8 : 8;
-  return {static_cast<int>((group * 8 + within % height) * S::kM), static_cast<int>(within / height * S::kN)};
+QE_DEV Tiles tile_of(unsigned at, long long m, unsigned across) {
+  const unsigned down = static_cast<unsigned>((m + S::kM - 1) / S::kM);
+  const unsigned strip = at / (8 * across), within = at % (8 * across);
+  const unsigned height = down - strip * 8 < 8 ? down - strip * 8 : 8;
+  return {strip * 8 + within % height, within / height};
+}
+
+// The block's member, and the corner of its tile.
+struct Place {
+  int member, row, col;
+};
+// nt, nn: the members' columns of tiles lie side by side, so that a strip of their common rows is read by all members at once.
+template <class S>
+QE_DEV Place place(const GemmGroup& group) {
+  const Tiles t = tile_of<S>(blockIdx.x, group.of[0].m, group.ends[GEMM_MEMBERS - 1]);
+  const Part p = part_of(group, t.col);
+  return {p.member, static_cast<int>(t.row * S::kM), static_cast<int>(p.at * S::kN)};
+}
+// tn: one member after the other, all of them for the same rows of the operands before the next rows.
+template <class S>
+QE_DEV Place place_tn(const GemmGroup& group) {
+  const Part p = part_of(group, blockIdx.x);
+  const Gemm& g = group.of[p.member];
+  const Tiles t = tile_of<S>(p.at, g.m, static_cast<unsigned>((g.n + S::kN - 1) / S::kN));
+  return {p.member, static_cast<int>(t.row * S::kM), static_cast<int>(t.col * S::kN)};
 }
 
 // Steps of K over a depth.
@@ -391,15 +422,17 @@ QE_DEV int next_stage(int stage) {
 
 // nt and nn.
 template <class S, Op OP, bool DROP_A = false>
-QE_DEV void dense(const Gemm& p) {
+QE_DEV void dense(const GemmGroup& group) {
   auto& s = shared<DenseSmem<S, OP>>();
-  const Place at = place<S>(p);
+  const Place at = place<S>(group);
+  const Gemm& p = group.of[at.member];
   const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
   constexpr bool kMayDrop = OP == Op::kNn && S::kM < Large::kM;  // the large tile has no registers left for it
   const bool drops = kMayDrop && p.dropout == GEMM_DROP_SECOND && p.k2 > 0;
   volatile unsigned long long kept = 0;  // in memory: it is read once, and the loop needs the registers
   if (drops) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
+  const volatile int member = at.member, col = at.col;  // as kept
   Sums<S> sums = {};
 #pragma unroll 1
   for (int pair = p.k2 > 0 ? 0 : 1; pair < 2; ++pair) {
@@ -433,14 +466,15 @@ QE_DEV void dense(const Gemm& p) {
     if (drops && pair == 0) drop_sums<S>(sums, kept, p.keep);
     sync_block();  // the tiles read by all
   }
-  write_result<S>(result(p, rows), sums, &s, at.row, at.col);
+  write_result<S>(result(group.of[member], rows), sums, &s, at.row, col);
 }
 
 // tn: the sum over live rows, or over the part of them that is this block's.
 template <class S, bool DROP_B = false>
-QE_DEV void transposed(const Gemm& p) {
+QE_DEV void transposed(const GemmGroup& group) {
   auto& s = shared<DenseSmem<S, Op::kTn>>();
-  const Place at = place<S>(p);
+  const Place at = place_tn<S>(group);
+  const Gemm& p = group.of[at.member];
   int begin = 0, end = static_cast<int>(live_rows(p.live, p.k));
   if (p.split > 0) {
     begin = min(static_cast<int>(blockIdx.y * p.split), end);
@@ -495,11 +529,13 @@ struct Nf4Smem {
 // nt and nn with an NF4 matrix for B. A thread dequantises 16 codes a step: it reads them while the step before is being
 // multiplied, and writes them as bf16 when that is done.
 template <class S, Op OP>
-QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
+QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_MEMBERS]) {
   auto& s = shared<Nf4Smem<S, OP>>();
   using B = typename TilesOf<S, OP>::B;
   static_assert(B::kRows * B::kCols == 16 * S::kThreads, "16 codes a thread");
-  const Place at = place<S>(p);
+  const Place at = place<S>(group);
+  const Gemm& p = group.of[at.member];
+  const Nf4Blocks& w = matrices[at.member];
   const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
   const int first = steps_of<S>(p.k2), steps = first + steps_of<S>(p.k);
