@@ -103,10 +103,21 @@ struct Walk {
     cols = static_cast<int>(cols_) - c;
     aligned = packs<8>(matrix, ld_);
   }
-  // Starts to copy the next tile. Chunks that are not whole are copied at once.
+  // Whether every chunk lies inside the matrix or outside of it, aligned.
+  QE_DEV bool whole() const { return aligned && cols % 8 == 0; }
+  // Starts to copy the next tile of a matrix of whole chunks.
   QE_DEV void fetch(T& tile) {
     const int r = static_cast<int>(threadIdx.x) / T::kChunks, c = static_cast<int>(threadIdx.x) % T::kChunks;
 #pragma unroll
+    for (int n = 0; n < kCount; ++n)
+      cp_async16(tile.chunk(r + n * kApart, c), at + static_cast<long long>(ld) * (n * kApart), n * kApart < rows && cols > 0);
+    advance();
+  }
+  // As fetch, of any matrix: chunks that are not whole are copied at once. UNROLL: of its loop, as registers allow.
+  template <int UNROLL>
+  QE_DEV void fetch_ragged(T& tile) {
+    const int r = static_cast<int>(threadIdx.x) / T::kChunks, c = static_cast<int>(threadIdx.x) % T::kChunks;
+#pragma unroll(UNROLL)
     for (int n = 0; n < kCount; ++n) {
       void* to = tile.chunk(r + n * kApart, c);
       const bf16* from = at + static_cast<long long>(ld) * (n * kApart);
@@ -420,6 +431,28 @@ QE_DEV int next_stage(int stage) {
   return stage + 1 < S::kStages ? stage + 1 : 0;
 }
 
+// Adds the products of `steps` tiles, which fetch(step, stage) starts to copy.
+template <class S, Op OP, class Fetch>
+QE_DEV void stream(Sums<S>& sums, DenseSmem<S, OP>& s, int steps, const Fetch& fetch) {
+#pragma unroll 1
+  for (int step = 0; step < S::kStages - 1; ++step) {
+    if (step < steps) fetch(step, step);
+    cp_async_commit();
+  }
+  int stage = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<S::kStages - 2>();
+    sync_block();  // this step's tiles complete; those of the step before read by all
+    const int next = step + S::kStages - 1;
+    if (next < steps) fetch(next, stage > 0 ? stage - 1 : S::kStages - 1);
+    cp_async_commit();
+    multiply<S, OP>(sums, s.a[stage], s.b[stage]);
+    stage = next_stage<S>(stage);
+  }
+  cp_async_wait<0>();
+}
+
 // nt and nn.
 template <class S, Op OP, bool DROP_A = false>
 QE_DEV void dense(const GemmGroup& group) {
@@ -439,30 +472,21 @@ QE_DEV void dense(const GemmGroup& group) {
     Feed<S, OP, true> feed;
     feed.begin(p, at, rows, pair == 0);
     const int steps = steps_of<S>(pair == 0 ? p.k2 : p.k);
-    const auto fetch_step = [&](int step, int to) {
-      if (step >= steps) return;
-      if (DROP_A && p.dropout == GEMM_DROP_A)
-        feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
-      else
+    const bool dropped = DROP_A && p.dropout == GEMM_DROP_A;
+    // Two loops: the one for whole chunks, which is nearly always taken, has half as many instructions.
+    if (!dropped && feed.a.whole() && feed.b.whole())
+      stream<S, OP>(sums, s, steps, [&](int, int to) {
         feed.a.fetch(s.a[to]);
-      feed.b.fetch(s.b[to]);
-    };
-#pragma unroll 1
-    for (int step = 0; step < S::kStages - 1; ++step) {
-      fetch_step(step, step);
-      cp_async_commit();
-    }
-    int stage = 0;
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      cp_async_wait<S::kStages - 2>();
-      sync_block();  // this step's tiles complete; those of the step before read by all
-      fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
-      cp_async_commit();
-      multiply<S, OP>(sums, s.a[stage], s.b[stage]);
-      stage = next_stage<S>(stage);
-    }
-    cp_async_wait<0>();
+        feed.b.fetch(s.b[to]);
+      });
+    else
+      stream<S, OP>(sums, s, steps, [&](int step, int to) {
+        if (dropped)
+          feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
+        else
+          feed.a.template fetch_ragged<4>(s.a[to]);
+        feed.b.template fetch_ragged<4>(s.b[to]);
+      });
     if (drops && pair == 0) drop_sums<S>(sums, kept, p.keep);
     sync_block();  // the tiles read by all
   }
@@ -485,38 +509,30 @@ QE_DEV void transposed(const GemmGroup& group) {
   Walk<typename TilesOf<S, Op::kTn>::B, S::kThreads, true> b;
   a.begin(p.a, p.lda, end, p.m, begin, at.row);
   b.begin(p.b, p.ldb, end, p.n, begin, at.col);
-  const auto fetch_step = [&](int step, int to) {
-    if (step >= steps) return;
-    a.fetch(s.a[to]);
-    if (DROP_B && p.dropout == GEMM_DROP_B)
-      b.fetch_dropped(s.b[to], mask_of(p, p.n), begin + step * S::kK, at.col);
-    else
-      b.fetch(s.b[to]);
-  };
+  const bool dropped = DROP_B && p.dropout == GEMM_DROP_B;
+  const volatile int member = at.member, row = at.row, col = at.col;  // in memory, as in dense
   Sums<S> sums = {};
-#pragma unroll 1
-  for (int step = 0; step < S::kStages - 1; ++step) {
-    fetch_step(step, step);
-    cp_async_commit();
-  }
-  int stage = 0;
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<S::kStages - 2>();
-    sync_block();  // this step's tiles complete; those of the step before read by all
-    fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
-    cp_async_commit();
-    multiply<S, Op::kTn>(sums, s.a[stage], s.b[stage]);
-    stage = next_stage<S>(stage);
-  }
-  cp_async_wait<0>();
+  if (!dropped && a.whole() && b.whole())
+    stream<S, Op::kTn>(sums, s, steps, [&](int, int to) {
+      a.fetch(s.a[to]);
+      b.fetch(s.b[to]);
+    });
+  else
+    stream<S, Op::kTn>(sums, s, steps, [&](int step, int to) {
+      a.template fetch_ragged<1>(s.a[to]);
+      if (dropped)
+        b.fetch_dropped(s.b[to], mask_of(p, p.n), begin + step * S::kK, at.col);
+      else
+        b.template fetch_ragged<1>(s.b[to]);
+    });
   sync_block();  // the tiles read by all
-  Result r = result(p, static_cast<int>(p.m));
-  if (p.split > 0) {
-    float* part = p.partial + blockIdx.y * p.m * p.n;
-    r = {part, nullptr, nullptr, p.n, 0, r.rows, r.cols, 1.0f, true, false, packs<4>(part, p.n)};
+  const Gemm& g = group.of[member];
+  Result r = result(g, static_cast<int>(g.m));
+  if (g.split > 0) {
+    float* part = g.partial + blockIdx.y * g.m * g.n;
+    r = {part, nullptr, nullptr, g.n, 0, r.rows, r.cols, 1.0f, true, false, packs<4>(part, g.n)};
   }
-  write_result<S>(r, sums, &s, at.row, at.col);
+  write_result<S>(r, sums, &s, row, col);
 }
 
 template <class S, Op OP>
@@ -549,11 +565,19 @@ QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_ME
   sync_block();  // code, code2 complete
 
   Feed<S, OP, false> feed;
-  feed.begin(p, at, rows, first > 0);
+  feed.begin(p, at, rows, false);
+  bool whole = feed.a.whole();
+  if (first > 0) {
+    feed.begin(p, at, rows, true);
+    whole = whole && feed.a.whole();
+  }
   const auto fetch_step = [&](int step, int to) {
     if (step >= steps) return;
     if (step == first && first > 0) feed.begin(p, at, rows, false);
-    feed.a.fetch(s.a[to]);
+    if (whole)
+      feed.a.fetch(s.a[to]);
+    else
+      feed.a.template fetch_ragged<1>(s.a[to]);
   };
   // This thread's 16 elements of the tile of B, and of B itself at step 0 of W.
   const int r = thread / (B::kCols / 16), c = thread % (B::kCols / 16) * 2;
