@@ -24,24 +24,26 @@ static_assert(sizeof(ColumnsSmem) == GEMM_COLUMNS_SHARED, "as gemm.h says");
 }  // namespace
 
 // 128 x 128: declared for twice the threads, which holds them to 128 registers, so that an SM runs two blocks.
-QE_KERNEL(gemm_nt_128, Gemm, 512) { dense<Large, Op::kNt>(p); }
-QE_KERNEL(gemm_nt_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNt>(p); }
-QE_KERNEL(gemm_nt_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNt, true>(p); }
-QE_KERNEL(gemm_nn_128, Gemm, 512) { dense<Large, Op::kNn>(p); }
-QE_KERNEL(gemm_nn_64, Gemm, GEMM_64_BLOCK) { dense<Small, Op::kNn>(p); }
-QE_KERNEL(gemm_nn_thin, Gemm, GEMM_THIN_BLOCK) { dense<Thin, Op::kNn>(p); }
-QE_KERNEL(gemm_tn_128, Gemm, 512) { transposed<Large>(p); }
-QE_KERNEL(gemm_tn_64, Gemm, GEMM_64_BLOCK) { transposed<Small>(p); }
-QE_KERNEL(gemm_tn_tall, Gemm, GEMM_TALL_BLOCK) { transposed<Tall>(p); }
-QE_KERNEL(gemm_tn_wide, Gemm, GEMM_TALL_BLOCK) { transposed<Wide, true>(p); }
+QE_KERNEL(gemm_nt_128, GemmGroup, 512) { dense<Large, Op::kNt>(p); }
+QE_KERNEL(gemm_nt_64, GemmGroup, GEMM_64_BLOCK) { dense<Small, Op::kNt>(p); }
+QE_KERNEL(gemm_nt_thin, GemmGroup, GEMM_THIN_BLOCK) { dense<Thin, Op::kNt, true>(p); }
+QE_KERNEL(gemm_nn_128, GemmGroup, 512) { dense<Large, Op::kNn>(p); }
+QE_KERNEL(gemm_nn_64, GemmGroup, GEMM_64_BLOCK) { dense<Small, Op::kNn>(p); }
+QE_KERNEL(gemm_nn_thin, GemmGroup, GEMM_THIN_BLOCK) { dense<Thin, Op::kNn>(p); }
+QE_KERNEL(gemm_tn_128, GemmGroup, 512) { transposed<Large>(p); }
+QE_KERNEL(gemm_tn_64, GemmGroup, GEMM_64_BLOCK) { transposed<Small>(p); }
+QE_KERNEL(gemm_tn_tall, GemmGroup, GEMM_TALL_BLOCK) { transposed<Tall>(p); }
+QE_KERNEL(gemm_tn_wide, GemmGroup, GEMM_TALL_BLOCK) { transposed<Wide, true>(p); }
 
-QE_KERNEL(gemm_tn_sum, Gemm, GEMM_SUM_BLOCK) {
-  const long long i = static_cast<long long>(blockIdx.x) * GEMM_SUM_BLOCK + threadIdx.x;
-  if (i >= p.m * p.n) return;
-  const long long parts = (live_rows(p.live, p.k) + p.split - 1) / p.split;
+QE_KERNEL(gemm_tn_sum, GemmGroup, GEMM_SUM_BLOCK) {
+  const Part part = part_of(p, blockIdx.x);
+  const Gemm& g = p.of[part.member];
+  const long long i = static_cast<long long>(part.at) * GEMM_SUM_BLOCK + threadIdx.x;
+  if (i >= g.m * g.n) return;
+  const long long parts = (live_rows(g.live, g.k) + g.split - 1) / g.split;
   float sum = 0;
-  for (long long s = 0; s < parts; ++s) sum += p.partial[s * p.m * p.n + i];
-  static_cast<float*>(p.c)[i / p.n * p.ldc + i % p.n] += p.alpha * sum;
+  for (long long s = 0; s < parts; ++s) sum += g.partial[s * g.m * g.n + i];
+  static_cast<float*>(g.c)[i / g.n * g.ldc + i % g.n] += g.alpha * sum;
 }
 
 QE_KERNEL(gemm_columns, Gemm, GEMM_COLUMNS_BLOCK) {

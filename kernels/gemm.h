@@ -9,11 +9,16 @@
 // Bits      the same whatever the tile, except `thin`, in which each of 8 warps sums every eighth 16 of k. Those of a row of
 //           nt and nn depend on that row of A alone. tn sums blocks of `split` rows, and these in their order.
 // Shapes    any m, n, k, leading dimensions from 1 to 2^31 - 129; fast where they are multiples of 8 and addresses of 16 bytes.
-// Launch    grid = (tiles of m * tiles of n, tn: ceil(k / split)); a tile is GEMM_<shape>_M x GEMM_<shape>_N ("wide" is "tall"
+// Groups    one launch computes up to GEMM_MEMBERS independent products, each with the bits that it has alone. All but columns
+//           take a group; a single product is a group of one. nt, nn: the members have the same m and the same live rows, and
+//           their columns of tiles lie side by side: 8 rows of tiles of all members come before the next 8, so that what they
+//           read of a common A (x of q, k and v) is read from L2 by all but the first. tn: the members have the same k and the
+//           same split; one's tiles follow the other's within each split, so the common rows are in L2 here as well.
+// Launch    grid = (tiles of all members, tn: ceil(k / split)); a tile is GEMM_<shape>_M x GEMM_<shape>_N ("wide" is "tall"
 //           with M and N exchanged), block = GEMM_<shape>_BLOCK, shared memory GEMM_<shape>_SHARED.
 //           Dropout: GEMM_DROP_A by thin, GEMM_DROP_B by wide, GEMM_DROP_SECOND by all of nn but 128.
 //           thin: few columns (a low rank); tall, wide: n or m is a low rank.
-//           sum: grid = ceil(m * n / GEMM_SUM_BLOCK), after a split tn: C += alpha * sum over splits of partial.
+//           sum: grid = ceil(m * n / GEMM_SUM_BLOCK) of all members, after a split tn: C += alpha * sum over splits of partial.
 //           columns: grid = ceil(n / 32), block = GEMM_COLUMNS_BLOCK: C (1, n) f32 += sum over live rows of A (k, n).
 // Writes    the live rows of C.
 // Bound     compute: 2 m n (k + k2) operations; thin, tall, wide: memory.

@@ -5,8 +5,8 @@
 //
 // Source    Dettmers et al. 2023, arXiv:2305.14314; an element of W is round_bf16(code * absmax), as src/quant/nf4.rs.
 // Rounding  as gemm.h with that W: the same bits as dequantising first.
-// Shapes    in (nt: k, nn: n) a multiple of NF4_BLOCK; packed aligned to 8 bytes. g.b and g.ldb are not used.
-// Launch    as gemm.h, with GEMM_NF4_<shape>_SHARED.
+// Shapes    in (nt: k, nn: n) a multiple of NF4_BLOCK; packed aligned to 8 bytes. b and ldb are not used.
+// Launch    as gemm.h, groups too, with GEMM_NF4_<shape>_SHARED.
 #pragma once
 #include "include/gemm.h"
 #include "include/nf4_blocks.h"
@@ -14,7 +14,8 @@
 #define GEMM_NF4_128_SHARED 42048
 #define GEMM_NF4_64_SHARED 25664
 
+// A group of products: member i is g.of[i] with the matrix w[i].
 typedef struct {
-  Gemm g;
-  Nf4Blocks w;
+  GemmGroup g;
+  Nf4Blocks w[GEMM_MEMBERS];
 } GemmNf4;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use half::bf16;
 use qlora_engine::config::{self, Format};
-use qlora_engine::device::{Card, Device, Graph, Probing, kernels};
+use qlora_engine::device::{Card, Chip, Device, Graph, Probing, kernels};
 use qlora_engine::infer::{self, Answer, Request, Sampling, generate};
 use qlora_engine::model;
 use qlora_engine::ops::{Slot, rms_norm};
@@ -148,7 +148,7 @@ fn the_kernels_can_be_timed() {
             .nresamples(2)
             .warm_up_time(std::time::Duration::from_nanos(1))
             .measurement_time(std::time::Duration::from_nanos(1));
-        let card = Card { name: "stub".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 };
+        let card = Card { name: "stub".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11, chip: Chip::STAND_IN };
         let sizes = benched::Sizes { tokens: 40, labelled: 8, keys: 33, blocks: 1 };
         let cases = benched::of_layer(("small", 64, 128, 2, 1, 64, 96), sizes);
         assert!(cases.len() > 15 && cases.iter().filter(|case| case.eager).count() == 1);
@@ -176,7 +176,13 @@ fn a_batch_of_answers_gives_the_same_tokens() {
         );
         let config = config::from_str(&text, Format::Yaml, &[]).unwrap();
         let answers = [Device::cuda(0).unwrap(), Device::host_kernels(2, false).unwrap()].map(|device| {
-            let card = Target::Gpu(Card { name: "test".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 });
+            let card = Target::Gpu(Card {
+                name: "test".into(),
+                memory: 4 << 30,
+                flops: 1e12,
+                bandwidth: 1e11,
+                chip: Chip::STAND_IN,
+            });
             let options = model::Options { dtype: DType::Bf16, ..plan::use_options(&config, &[], 64, &card) };
             let model = model::load(&base, &options, &device, &|_, _| {}).unwrap();
             let drawn =
@@ -271,7 +277,7 @@ fn trained(device: &Device) -> (Vec<f64>, Vec<u8>) {
 }
 
 fn card() -> Card {
-    Card { name: "test".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11 }
+    Card { name: "test".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11, chip: Chip::STAND_IN }
 }
 
 /// What the same model answers with each of its adapters and without, in one batch.

@@ -103,10 +103,21 @@ struct Walk {
     cols = static_cast<int>(cols_) - c;
     aligned = packs<8>(matrix, ld_);
   }
-  // Starts to copy the next tile. Chunks that are not whole are copied at once.
+  // Whether every chunk lies inside the matrix or outside of it, aligned.
+  QE_DEV bool whole() const { return aligned && cols % 8 == 0; }
+  // Starts to copy the next tile of a matrix of whole chunks.
   QE_DEV void fetch(T& tile) {
     const int r = static_cast<int>(threadIdx.x) / T::kChunks, c = static_cast<int>(threadIdx.x) % T::kChunks;
 #pragma unroll
+    for (int n = 0; n < kCount; ++n)
+      cp_async16(tile.chunk(r + n * kApart, c), at + static_cast<long long>(ld) * (n * kApart), n * kApart < rows && cols > 0);
+    advance();
+  }
+  // As fetch, of any matrix: chunks that are not whole are copied at once. UNROLL: of its loop, as registers allow.
+  template <int UNROLL>
+  QE_DEV void fetch_ragged(T& tile) {
+    const int r = static_cast<int>(threadIdx.x) / T::kChunks, c = static_cast<int>(threadIdx.x) % T::kChunks;
+#pragma unroll(UNROLL)
     for (int n = 0; n < kCount; ++n) {
       void* to = tile.chunk(r + n * kApart, c);
       const bf16* from = at + static_cast<long long>(ld) * (n * kApart);
@@ -338,17 +349,48 @@ QE_DEV void write_result(const Result& r, Sums<S>& sums, void* space, int row0, 
   }
 }
 
-// The block's tile: within groups of 8 rows of tiles column by column, so that neighbours in time share both operands in L2.
-struct Place {
-  int row, col;
+// A member of a group, and a place within its part.
+struct Part {
+  int member;
+  unsigned at;
+};
+QE_DEV Part part_of(const GemmGroup& group, unsigned at) {
+  int i = 0;
+  while (i + 1 < GEMM_MEMBERS && at >= group.ends[i]) ++i;
+  return {i, i > 0 ? at - group.ends[i - 1] : at};
+}
+
+// Tile `at` of `across` columns of tiles: within strips of 8 rows of tiles column by column, so that neighbours in time share
+// both operands in L2.
+struct Tiles {
+  unsigned row, col;
 };
 template <class S>
-QE_DEV Place place(const Gemm& p) {
-  const unsigned down = static_cast<unsigned>((p.m + S::kM - 1) / S::kM);
-  const unsigned across = static_cast<unsigned>((p.n + S::kN - 1) / S::kN);
-  const unsigned group = blockIdx.x / (8 * across), within = blockIdx.x % (8 * across);
-  const unsigned height = down - group * 8 < 8 ? down - group * 8 : 8;
-  return {static_cast<int>((group * 8 + within % height) * S::kM), static_cast<int>(within / height * S::kN)};
+QE_DEV Tiles tile_of(unsigned at, long long m, unsigned across) {
+  const unsigned down = static_cast<unsigned>((m + S::kM - 1) / S::kM);
+  const unsigned strip = at / (8 * across), within = at % (8 * across);
+  const unsigned height = down - strip * 8 < 8 ? down - strip * 8 : 8;
+  return {strip * 8 + within % height, within / height};
+}
+
+// The block's member, and the corner of its tile.
+struct Place {
+  int member, row, col;
+};
+// nt, nn: the members' columns of tiles lie side by side, so that a strip of their common rows is read by all members at once.
+template <class S>
+QE_DEV Place place(const GemmGroup& group) {
+  const Tiles t = tile_of<S>(blockIdx.x, group.of[0].m, group.ends[GEMM_MEMBERS - 1]);
+  const Part p = part_of(group, t.col);
+  return {p.member, static_cast<int>(t.row * S::kM), static_cast<int>(p.at * S::kN)};
+}
+// tn: one member after the other, all of them for the same rows of the operands before the next rows.
+template <class S>
+QE_DEV Place place_tn(const GemmGroup& group) {
+  const Part p = part_of(group, blockIdx.x);
+  const Gemm& g = group.of[p.member];
+  const Tiles t = tile_of<S>(p.at, g.m, static_cast<unsigned>((g.n + S::kN - 1) / S::kN));
+  return {p.member, static_cast<int>(t.row * S::kM), static_cast<int>(t.col * S::kN)};
 }
 
 // Steps of K over a depth.
@@ -389,58 +431,74 @@ QE_DEV int next_stage(int stage) {
   return stage + 1 < S::kStages ? stage + 1 : 0;
 }
 
+// Adds the products of `steps` tiles, which fetch(step, stage) starts to copy.
+template <class S, Op OP, class Fetch>
+QE_DEV void stream(Sums<S>& sums, DenseSmem<S, OP>& s, int steps, const Fetch& fetch) {
+#pragma unroll 1
+  for (int step = 0; step < S::kStages - 1; ++step) {
+    if (step < steps) fetch(step, step);
+    cp_async_commit();
+  }
+  int stage = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<S::kStages - 2>();
+    sync_block();  // this step's tiles complete; those of the step before read by all
+    const int next = step + S::kStages - 1;
+    if (next < steps) fetch(next, stage > 0 ? stage - 1 : S::kStages - 1);
+    cp_async_commit();
+    multiply<S, OP>(sums, s.a[stage], s.b[stage]);
+    stage = next_stage<S>(stage);
+  }
+  cp_async_wait<0>();
+}
+
 // nt and nn.
 template <class S, Op OP, bool DROP_A = false>
-QE_DEV void dense(const Gemm& p) {
+QE_DEV void dense(const GemmGroup& group) {
   auto& s = shared<DenseSmem<S, OP>>();
-  const Place at = place<S>(p);
+  const Place at = place<S>(group);
+  const Gemm& p = group.of[at.member];
   const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
   constexpr bool kMayDrop = OP == Op::kNn && S::kM < Large::kM;  // the large tile has no registers left for it
   const bool drops = kMayDrop && p.dropout == GEMM_DROP_SECOND && p.k2 > 0;
   volatile unsigned long long kept = 0;  // in memory: it is read once, and the loop needs the registers
   if (drops) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
+  const volatile int member = at.member, col = at.col;  // as kept
   Sums<S> sums = {};
 #pragma unroll 1
   for (int pair = p.k2 > 0 ? 0 : 1; pair < 2; ++pair) {
     Feed<S, OP, true> feed;
     feed.begin(p, at, rows, pair == 0);
     const int steps = steps_of<S>(pair == 0 ? p.k2 : p.k);
-    const auto fetch_step = [&](int step, int to) {
-      if (step >= steps) return;
-      if (DROP_A && p.dropout == GEMM_DROP_A)
-        feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
-      else
+    const bool dropped = DROP_A && p.dropout == GEMM_DROP_A;
+    // Two loops: the one for whole chunks, which is nearly always taken, has half as many instructions.
+    if (!dropped && feed.a.whole() && feed.b.whole())
+      stream<S, OP>(sums, s, steps, [&](int, int to) {
         feed.a.fetch(s.a[to]);
-      feed.b.fetch(s.b[to]);
-    };
-#pragma unroll 1
-    for (int step = 0; step < S::kStages - 1; ++step) {
-      fetch_step(step, step);
-      cp_async_commit();
-    }
-    int stage = 0;
-#pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      cp_async_wait<S::kStages - 2>();
-      sync_block();  // this step's tiles complete; those of the step before read by all
-      fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
-      cp_async_commit();
-      multiply<S, OP>(sums, s.a[stage], s.b[stage]);
-      stage = next_stage<S>(stage);
-    }
-    cp_async_wait<0>();
+        feed.b.fetch(s.b[to]);
+      });
+    else
+      stream<S, OP>(sums, s, steps, [&](int step, int to) {
+        if (dropped)
+          feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
+        else
+          feed.a.template fetch_ragged<4>(s.a[to]);
+        feed.b.template fetch_ragged<4>(s.b[to]);
+      });
     if (drops && pair == 0) drop_sums<S>(sums, kept, p.keep);
     sync_block();  // the tiles read by all
   }
-  write_result<S>(result(p, rows), sums, &s, at.row, at.col);
+  write_result<S>(result(group.of[member], rows), sums, &s, at.row, col);
 }
 
 // tn: the sum over live rows, or over the part of them that is this block's.
 template <class S, bool DROP_B = false>
-QE_DEV void transposed(const Gemm& p) {
+QE_DEV void transposed(const GemmGroup& group) {
   auto& s = shared<DenseSmem<S, Op::kTn>>();
-  const Place at = place<S>(p);
+  const Place at = place_tn<S>(group);
+  const Gemm& p = group.of[at.member];
   int begin = 0, end = static_cast<int>(live_rows(p.live, p.k));
   if (p.split > 0) {
     begin = min(static_cast<int>(blockIdx.y * p.split), end);
@@ -451,38 +509,30 @@ QE_DEV void transposed(const Gemm& p) {
   Walk<typename TilesOf<S, Op::kTn>::B, S::kThreads, true> b;
   a.begin(p.a, p.lda, end, p.m, begin, at.row);
   b.begin(p.b, p.ldb, end, p.n, begin, at.col);
-  const auto fetch_step = [&](int step, int to) {
-    if (step >= steps) return;
-    a.fetch(s.a[to]);
-    if (DROP_B && p.dropout == GEMM_DROP_B)
-      b.fetch_dropped(s.b[to], mask_of(p, p.n), begin + step * S::kK, at.col);
-    else
-      b.fetch(s.b[to]);
-  };
+  const bool dropped = DROP_B && p.dropout == GEMM_DROP_B;
+  const volatile int member = at.member, row = at.row, col = at.col;  // in memory, as in dense
   Sums<S> sums = {};
-#pragma unroll 1
-  for (int step = 0; step < S::kStages - 1; ++step) {
-    fetch_step(step, step);
-    cp_async_commit();
-  }
-  int stage = 0;
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<S::kStages - 2>();
-    sync_block();  // this step's tiles complete; those of the step before read by all
-    fetch_step(step + S::kStages - 1, stage > 0 ? stage - 1 : S::kStages - 1);
-    cp_async_commit();
-    multiply<S, Op::kTn>(sums, s.a[stage], s.b[stage]);
-    stage = next_stage<S>(stage);
-  }
-  cp_async_wait<0>();
+  if (!dropped && a.whole() && b.whole())
+    stream<S, Op::kTn>(sums, s, steps, [&](int, int to) {
+      a.fetch(s.a[to]);
+      b.fetch(s.b[to]);
+    });
+  else
+    stream<S, Op::kTn>(sums, s, steps, [&](int step, int to) {
+      a.template fetch_ragged<1>(s.a[to]);
+      if (dropped)
+        b.fetch_dropped(s.b[to], mask_of(p, p.n), begin + step * S::kK, at.col);
+      else
+        b.template fetch_ragged<1>(s.b[to]);
+    });
   sync_block();  // the tiles read by all
-  Result r = result(p, static_cast<int>(p.m));
-  if (p.split > 0) {
-    float* part = p.partial + blockIdx.y * p.m * p.n;
-    r = {part, nullptr, nullptr, p.n, 0, r.rows, r.cols, 1.0f, true, false, packs<4>(part, p.n)};
+  const Gemm& g = group.of[member];
+  Result r = result(g, static_cast<int>(g.m));
+  if (g.split > 0) {
+    float* part = g.partial + blockIdx.y * g.m * g.n;
+    r = {part, nullptr, nullptr, g.n, 0, r.rows, r.cols, 1.0f, true, false, packs<4>(part, g.n)};
   }
-  write_result<S>(r, sums, &s, at.row, at.col);
+  write_result<S>(r, sums, &s, row, col);
 }
 
 template <class S, Op OP>
@@ -495,11 +545,13 @@ struct Nf4Smem {
 // nt and nn with an NF4 matrix for B. A thread dequantises 16 codes a step: it reads them while the step before is being
 // multiplied, and writes them as bf16 when that is done.
 template <class S, Op OP>
-QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
+QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_MEMBERS]) {
   auto& s = shared<Nf4Smem<S, OP>>();
   using B = typename TilesOf<S, OP>::B;
   static_assert(B::kRows * B::kCols == 16 * S::kThreads, "16 codes a thread");
-  const Place at = place<S>(p);
+  const Place at = place<S>(group);
+  const Gemm& p = group.of[at.member];
+  const Nf4Blocks& w = matrices[at.member];
   const int rows = static_cast<int>(live_rows(p.live, p.m));
   if (at.row >= rows) return;
   const int first = steps_of<S>(p.k2), steps = first + steps_of<S>(p.k);
@@ -513,11 +565,19 @@ QE_DEV void with_nf4(const Gemm& p, const Nf4Blocks& w) {
   sync_block();  // code, code2 complete
 
   Feed<S, OP, false> feed;
-  feed.begin(p, at, rows, first > 0);
+  feed.begin(p, at, rows, false);
+  bool whole = feed.a.whole();
+  if (first > 0) {
+    feed.begin(p, at, rows, true);
+    whole = whole && feed.a.whole();
+  }
   const auto fetch_step = [&](int step, int to) {
     if (step >= steps) return;
     if (step == first && first > 0) feed.begin(p, at, rows, false);
-    feed.a.fetch(s.a[to]);
+    if (whole)
+      feed.a.fetch(s.a[to]);
+    else
+      feed.a.template fetch_ragged<1>(s.a[to]);
   };
   // This thread's 16 elements of the tile of B, and of B itself at step 0 of W.
   const int r = thread / (B::kCols / 16), c = thread % (B::kCols / 16) * 2;

@@ -32,3 +32,13 @@ typedef struct {
   unsigned drop_below;  // dropped if the 24-bit number is below this: ceil(rate * 2^24)
   float keep;           // 1 / (1 - rate)
 } Gemm;
+
+// Independent products that share a launch.
+#define GEMM_MEMBERS 3
+
+typedef struct {
+  Gemm of[GEMM_MEMBERS];
+  // Where the part of each member ends, in ascending order; the last one repeated where there are fewer. nt, nn: columns of
+  // tiles, all members having the same m; tn: tiles; sum: blocks.
+  unsigned ends[GEMM_MEMBERS];
+} GemmGroup;

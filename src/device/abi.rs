@@ -35,6 +35,7 @@ pub const GEMM_DROP_NONE: u32 = 0;
 pub const GEMM_DROP_A: u32 = 1;
 pub const GEMM_DROP_B: u32 = 2;
 pub const GEMM_DROP_SECOND: u32 = 3;
+pub const GEMM_MEMBERS: u32 = 3;
 pub const GEMM_128_M: u32 = 128;
 pub const GEMM_128_N: u32 = 128;
 pub const GEMM_128_BLOCK: u32 = 256;
@@ -388,6 +389,12 @@ pub struct Gemm {
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
+pub struct GemmGroup {
+    pub of: [Gemm; 3usize],
+    pub ends: [::std::os::raw::c_uint; 3usize],
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
 pub struct Nf4Blocks {
     pub packed: *const ::std::os::raw::c_uchar,
     pub absmax: *const f32,
@@ -399,8 +406,8 @@ pub struct Nf4Blocks {
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct GemmNf4 {
-    pub g: Gemm,
-    pub w: Nf4Blocks,
+    pub g: GemmGroup,
+    pub w: [Nf4Blocks; 3usize],
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

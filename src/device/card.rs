@@ -1,5 +1,7 @@
 //! GPUs as a plan sees them: how much memory a run can have, and how fast it could be at best.
 
+use super::tuning::Chip;
+
 /// Figures of a GPU.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Card {
@@ -10,22 +12,32 @@ pub struct Card {
     pub flops: f64,
     /// Peak memory bandwidth, in bytes/s.
     pub bandwidth: f64,
+    pub chip: Chip,
 }
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// (name, usable GiB, TFLOP/s, GB/s). Peaks: NVIDIA's architecture white papers for GA102, AD102 and GH100 (GeForce halves
+/// (name, usable GiB, TFLOP/s, GB/s, compute capability, multiprocessors). Peaks: NVIDIA's architecture white papers for GA102, AD102 and GH100 (GeForce halves
 /// the rate of 16-bit products when they are summed in f32).
-const KNOWN: [(&str, f64, f64, f64); 3] =
-    [("rtx3080", 9.3, 59.5, 760.0), ("rtx4090", 22.6, 165.2, 1008.0), ("h100", 76.0, 989.0, 3352.0)];
+const KNOWN: [(&str, f64, f64, f64, (u32, u32), u32); 3] = [
+    ("rtx3080", 9.3, 59.5, 760.0, (8, 6), 68),
+    ("rtx4090", 22.6, 165.2, 1008.0, (8, 9), 128),
+    ("h100", 76.0, 989.0, 3352.0, (9, 0), 132),
+];
 
 impl Card {
     /// A card by the name that `plan --device` takes.
     pub fn known(name: &str) -> Option<Card> {
         let wanted = name.to_ascii_lowercase();
         let found = KNOWN.iter().find(|(name, ..)| *name == wanted)?;
-        let &(name, gib, tflops, gb) = found;
-        Some(Card { name: name.into(), memory: (gib * GIB) as u64, flops: tflops * 1e12, bandwidth: gb * 1e9 })
+        let &(name, gib, tflops, gb, capability, multiprocessors) = found;
+        Some(Card {
+            name: name.into(),
+            memory: (gib * GIB) as u64,
+            flops: tflops * 1e12,
+            bandwidth: gb * 1e9,
+            chip: Chip { capability, multiprocessors },
+        })
     }
 
     /// The names that [`Card::known`] knows.

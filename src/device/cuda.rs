@@ -14,6 +14,7 @@ use super::driver::{self, is_present};
 use super::kernel::kernels;
 use super::lock;
 use super::queue::{Said, Work};
+use super::tuning::Chip;
 use crate::error::{Error, Result};
 
 /// The oldest cards: asynchronous copies to shared memory and bf16 products came with them.
@@ -131,6 +132,11 @@ impl Gpu {
             _ => 512.0,
         };
         each * f64::from(self.multiprocessors) * f64::from(self.clock) * 1e3
+    }
+
+    /// What a choice of kernels depends on.
+    pub fn chip(&self) -> Chip {
+        Chip { capability: self.capability, multiprocessors: self.multiprocessors }
     }
 
     /// # Errors

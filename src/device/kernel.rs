@@ -3,8 +3,8 @@
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
-use super::queue::{Queue, Work};
-use super::{Buffer, abi, bytes_of, lock};
+use super::queue::{Queue, To, Work};
+use super::{Buffer, Chip, Tuning, abi, bytes_of, lock};
 use crate::error::{Error, Result};
 
 /// The one struct that a kernel takes, by value.
@@ -64,16 +64,26 @@ pub struct Launcher {
     step: Mutex<Buffer>,
     /// Its address.
     step_at: u64,
+    tuning: Tuning,
 }
 
 impl Launcher {
     pub(super) fn new(queue: Arc<Queue>) -> Result<Self> {
         let step = Buffer::on(&queue, size_of::<abi::Step>())?;
-        Ok(Launcher { queue, step_at: step.addr(), step: Mutex::new(step) })
+        let chip = match &queue.to {
+            To::Cuda(cuda) => cuda.gpu().chip(),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => Chip::STAND_IN,
+        };
+        Ok(Launcher { queue, step_at: step.addr(), step: Mutex::new(step), tuning: Tuning::new(chip) })
     }
 
     pub(super) fn queue(&self) -> &Arc<Queue> {
         &self.queue
+    }
+
+    pub(crate) fn tuning(&self) -> &Tuning {
+        &self.tuning
     }
 
     /// The counts and the random seed of the step, for a kernel's parameters.

@@ -17,6 +17,7 @@ pub mod pool;
 mod queue;
 mod recycle;
 pub mod simd;
+mod tuning;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -30,6 +31,7 @@ pub use host::Probing;
 pub use kernel::{Kernel, Launcher, Params, kernels};
 pub use layout::{Layout, Recorder};
 pub use queue::{Graph, Later};
+pub use tuning::{Chip, Nf4Path, Tile, Tuning, Wish};
 
 use crate::error::{Error, Result};
 use buffer::{Arena, Side};
@@ -49,7 +51,11 @@ struct Inner {
 enum Kind {
     Cpu(Pool),
     Kernels(Launcher),
-    Plan { counter: Counter, kernels: bool },
+    /// For kernels, if there is something to tune.
+    Plan {
+        counter: Counter,
+        kernels: Option<Tuning>,
+    },
 }
 
 /// How a new [`Buffer`] gets its memory.
@@ -96,12 +102,18 @@ impl Device {
 
     /// A device that computes nothing and holds nothing, for planning a run on the CPU.
     pub fn plan() -> Self {
-        Self::new(Kind::Plan { counter: Counter::default(), kernels: false }, Memory::Record(Recorder::default()))
+        Self::new(Kind::Plan { counter: Counter::default(), kernels: None }, Memory::Record(Recorder::default()))
     }
 
     /// As [`Device::plan`], for a run on kernels, which need other scratch.
     pub fn plan_kernels() -> Self {
-        Self::new(Kind::Plan { counter: Counter::default(), kernels: true }, Memory::Record(Recorder::default()))
+        Self::plan_on(Chip::STAND_IN)
+    }
+
+    /// As [`Device::plan_kernels`], for this chip.
+    pub fn plan_on(chip: Chip) -> Self {
+        let kind = Kind::Plan { counter: Counter::default(), kernels: Some(Tuning::new(chip)) };
+        Self::new(kind, Memory::Record(Recorder::default()))
     }
 
     /// The `ordinal`-th GPU of those that the driver shows.
@@ -147,7 +159,16 @@ impl Device {
 
     /// Whether ops run as kernels here, or in what this device plans: their scratch differs from the CPU's.
     pub fn runs_kernels(&self) -> bool {
-        matches!(self.0.kind, Kind::Kernels(_) | Kind::Plan { kernels: true, .. })
+        self.tuning().is_some()
+    }
+
+    /// What chooses among kernels here, or in what this device plans; None on the CPU.
+    pub fn tuning(&self) -> Option<&Tuning> {
+        match &self.0.kind {
+            Kind::Kernels(launcher) => Some(launcher.tuning()),
+            Kind::Plan { kernels, .. } => kernels.as_ref(),
+            Kind::Cpu(_) => None,
+        }
     }
 
     /// Whether two handles are the same device.

@@ -384,6 +384,18 @@ impl Graph {
             _ => Err(Error::Gpu("the graph is of another device".into())),
         }
     }
+
+    /// The kernels that it launches, in their order; none where a GPU keeps it.
+    #[cfg(feature = "host-kernels")]
+    #[doc(hidden)]
+    pub fn kernels(&self) -> Vec<&'static str> {
+        let Recorded::Host(records) = &self.recorded else { return Vec::new() };
+        let launch = |record: &host::Record| match record {
+            host::Record::Launch { name, .. } => Some(*name),
+            host::Record::Fill { .. } | host::Record::Copy { .. } => None,
+        };
+        records.iter().filter_map(launch).collect()
+    }
 }
 
 impl Drop for Graph {

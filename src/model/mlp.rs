@@ -77,8 +77,7 @@ impl Mlp {
     pub(super) fn up(&self, h: &Tensor, c: Context) -> Result<Hidden> {
         match &self.up {
             Up::Gated { gate, up } => {
-                let (gate, saved_gate) = gate.fwd(h, c, None)?;
-                let (up, saved_up) = up.fwd(h, c, None)?;
+                let [(gate, saved_gate), (up, saved_up)] = Layer::fwd_group([gate, up], h, c)?;
                 Ok(Hidden::Gated { gate, up, saved: [saved_gate, saved_up] })
             }
             Up::Fused(layer) => {
@@ -117,11 +116,9 @@ impl Mlp {
     /// The gradient of `h` from those of the activation's inputs.
     pub(super) fn up_bwd(&self, d: Hidden, h: &Tensor, c: Context, grads: &mut Tensor) -> Result<Tensor> {
         match (&self.up, d) {
-            (Up::Gated { gate, up }, Hidden::Gated { gate: dgate, up: dup, saved: [saved_gate, saved_up] }) => {
-                let dh = linear::bwd(saved_gate, h, &gate.linear(c.params, c.dropout), &dgate, Dx::New, grads)?;
-                drop(dgate);
-                let to = Dx::AddTo(wanted(dh));
-                linear::bwd(saved_up, h, &up.linear(c.params, c.dropout), &dup, to, grads).map(wanted)
+            (Up::Gated { gate, up }, Hidden::Gated { gate: dgate, up: dup, saved }) => {
+                let layers = [gate, up].map(|layer| layer.linear(c.params, c.dropout));
+                linear::bwd_group(saved, h, layers, [&dgate, &dup], Dx::New, grads).map(wanted)
             }
             (Up::Fused(layer), Hidden::Fused { gate, up, saved }) => {
                 let dy = columns::join([gate, up])?;

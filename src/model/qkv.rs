@@ -45,9 +45,7 @@ impl Qkv {
     pub(super) fn fwd(&self, h: &Tensor, c: Context) -> Result<([Tensor; 3], Saved)> {
         match self {
             Qkv::Separate { q, k, v } => {
-                let (q, saved_q) = q.fwd(h, c, None)?;
-                let (k, saved_k) = k.fwd(h, c, None)?;
-                let (v, saved_v) = v.fwd(h, c, None)?;
+                let [(q, saved_q), (k, saved_k), (v, saved_v)] = Layer::fwd_group([q, k, v], h, c)?;
                 Ok(([q, k, v], Saved::Separate([saved_q, saved_k, saved_v])))
             }
             Qkv::Fused(layer, widths) => {
@@ -67,22 +65,14 @@ impl Qkv {
         through: bool,
         grads: &mut Tensor,
     ) -> Result<Option<Tensor>> {
+        let to = if through { Dx::New } else { Dx::Skip };
         match (self, saved) {
-            (Qkv::Separate { q, k, v }, Saved::Separate([saved_q, saved_k, saved_v])) => {
-                let mut dh = None;
-                for (saved, layer, d) in [(saved_q, q, dq), (saved_k, k, dk), (saved_v, v, dv)] {
-                    let to = match dh.take() {
-                        _ if !through => Dx::Skip,
-                        None => Dx::New,
-                        Some(sum) => Dx::AddTo(sum),
-                    };
-                    dh = linear::bwd(saved, h, &layer.linear(c.params, c.dropout), &d, to, grads)?;
-                }
-                Ok(dh)
+            (Qkv::Separate { q, k, v }, Saved::Separate(saved)) => {
+                let layers = [q, k, v].map(|layer| layer.linear(c.params, c.dropout));
+                linear::bwd_group(saved, h, layers, [&dq, &dk, &dv], to, grads)
             }
             (Qkv::Fused(layer, _), Saved::Fused(saved)) => {
                 let dy = columns::join([dq, dk, dv])?;
-                let to = if through { Dx::New } else { Dx::Skip };
                 linear::bwd(saved, h, &layer.linear(c.params, c.dropout), &dy, to, grads)
             }
             _ => unreachable!("saved by the same layers"),

@@ -167,14 +167,40 @@ impl Layer {
 
     /// `x` (rows, in) -> y (rows, out), plus `add` where given.
     pub(super) fn fwd(&self, x: &Tensor, c: Context, add: Option<&Tensor>) -> Result<(Tensor, linear::Saved)> {
+        if c.few_rows {
+            return Ok((self.decode(x, c, add)?, linear::Saved::default()));
+        }
+        linear::fwd(x, &self.of_sequence(c), add)
+    }
+
+    /// As [`Layer::fwd`] of layers with the same input.
+    pub(super) fn fwd_group<const N: usize>(
+        layers: [&Layer; N],
+        x: &Tensor,
+        c: Context,
+    ) -> Result<[(Tensor, linear::Saved); N]> {
+        if !c.few_rows {
+            return linear::fwd_group(x, layers.map(|layer| layer.of_sequence(c)), [None; N]);
+        }
+        let made: Vec<_> = layers.iter().map(|layer| layer.fwd(x, c, None)).collect::<Result<_>>()?;
+        let Ok(made) = <[_; N]>::try_from(made) else { unreachable!("one a layer") };
+        Ok(made)
+    }
+
+    /// Of the few rows of a step of generation.
+    fn decode(&self, x: &Tensor, c: Context, add: Option<&Tensor>) -> Result<Tensor> {
         let layer = self.linear(c.params, c.dropout);
         let groups: Vec<linear::Group> =
             c.params.groups.iter().map(|g| (g.rows.clone(), self.lora_of(g, &layer))).collect();
-        match (c.few_rows, &*groups) {
-            (true, groups) => Ok((linear::decode_grouped(x, &layer, groups, add)?, linear::Saved::default())),
-            (false, []) => linear::fwd(x, &layer, add),
-            // A pass over one sequence.
-            (false, [(_, lora), ..]) => linear::fwd(x, &Linear { lora: *lora, ..layer }, add),
+        linear::decode_grouped(x, &layer, &groups, add)
+    }
+
+    /// For a pass whose rows all have one adapter: the model's own, or that of the sequence.
+    fn of_sequence<'a>(&'a self, c: Context<'a>) -> Linear<'a> {
+        let layer = self.linear(c.params, c.dropout);
+        match c.params.groups {
+            [] => layer,
+            [first, ..] => Linear { lora: self.lora_of(first, &layer), ..layer },
         }
     }
 

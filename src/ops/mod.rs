@@ -7,6 +7,7 @@ pub mod columns;
 pub mod embedding;
 pub mod gelu;
 pub mod grad_norm;
+mod group;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
@@ -18,6 +19,8 @@ pub mod rope;
 pub mod sample;
 mod sums;
 pub mod swiglu;
+#[doc(hidden)]
+pub mod tiles;
 
 use crate::device::gemm::{DstView, View};
 use crate::error::{Error, Result};

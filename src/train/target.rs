@@ -45,7 +45,7 @@ impl Target {
     pub(super) fn planner(&self) -> Device {
         match self {
             Target::Cpu { .. } => Device::plan(),
-            Target::Gpu(_) => Device::plan_kernels(),
+            Target::Gpu(card) => Device::plan_on(card.chip),
         }
     }
 }
@@ -78,7 +78,8 @@ pub fn pick(config: &Config) -> Result<(Device, Target)> {
 fn first_gpu() -> Result<Option<(Device, Target)>> {
     #[cfg(feature = "host-kernels")]
     if std::env::var_os(HOST_KERNELS).is_some() {
-        let card = Card { name: "kernels on the CPU".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11 };
+        let (name, chip) = ("kernels on the CPU".into(), crate::device::Chip::STAND_IN);
+        let card = Card { name, memory: 8 << 30, flops: 1e12, bandwidth: 1e11, chip };
         return Ok(Some((Device::host_kernels(2, false)?, Target::Gpu(card))));
     }
     if driver_version()?.is_none() || built_without_kernels().is_some() || cards()?.is_empty() {
@@ -102,6 +103,7 @@ pub fn card_of(device: &Device) -> Result<Card> {
         memory: (free as u64).saturating_sub(RESERVE),
         flops: gpu.flops(),
         bandwidth: gpu.bandwidth().unwrap_or(0.0),
+        chip: gpu.chip(),
     })
 }
 

@@ -6,7 +6,7 @@ use crate::*;
 use qlora_engine::config::{self, Config, Format};
 use qlora_engine::data::batch::Padding;
 use qlora_engine::data::{Batch, Sample};
-use qlora_engine::device::Card;
+use qlora_engine::device::{Card, Chip};
 use qlora_engine::export::{self, Job};
 use qlora_engine::infer::sample::Sampler;
 use qlora_engine::infer::{Answer, Control, Request, Sampling, Session, generate};
@@ -23,7 +23,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 fn card() -> Target {
-    Target::Gpu(Card { name: "test".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11 })
+    Target::Gpu(Card { name: "test".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11, chip: Chip::STAND_IN })
 }
 
 fn config(base: &Path, lines: &str) -> Config {

@@ -1,5 +1,9 @@
+#[cfg(not(feature = "host-asan"))]
+use std::sync::Arc;
+
 use crate::*;
 use qlora_engine::device::abi::Step;
+use qlora_engine::device::{Nf4Path, Tile, Wish};
 use qlora_engine::format::Dtype;
 use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora, Matrix};
@@ -262,4 +266,234 @@ fn what_kernels_do_not_compute_is_refused() {
     let other = Device::host_kernels(1, false).unwrap();
     let far = DeviceNf4::upload(&q, &Code2::new(&other).unwrap()).unwrap();
     assert!(fwd(&low, Matrix::DeviceNf4(&far)).unwrap_err().to_string().contains("another device"));
+}
+
+/// A layer of a group: columns, rank (0: no adapter) and how W lies.
+#[derive(Clone, Copy, Debug)]
+struct Member {
+    out: usize,
+    r: usize,
+    w: Kept,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kept {
+    /// Trained or frozen.
+    Dense(bool),
+    /// Quantised, its absmax too.
+    Nf4(bool),
+}
+
+/// What a layer of a group is made of, on a device.
+struct Made {
+    /// Its parameters, after as many numbers as the layers before it have: gradients share one flat tensor.
+    flat: Tensor,
+    before: usize,
+    nf4: Option<DeviceNf4>,
+}
+
+impl Made {
+    fn new(m: &Member, inn: usize, seed: u64, before: usize, device: &Device) -> Self {
+        let of = |seed, n: usize, by: f64| random(seed, n).into_iter().map(move |v| v * by);
+        let root = 1.0 / (inn as f64).sqrt();
+        let w: Vec<f64> = of(seed, m.out * inn, root).collect();
+        let nf4 = match m.w {
+            Kept::Dense(_) => None,
+            Kept::Nf4(double) => {
+                let mut builder = Nf4Builder::new(m.out, inn, Dtype::BF16, double).unwrap();
+                builder.push(&w.iter().map(|&x| x as f32).collect::<Vec<_>>(), 1).unwrap();
+                let q = builder.finish().unwrap();
+                Some(DeviceNf4::upload(&q, &Code2::new(device).unwrap()).unwrap())
+            }
+        };
+        let rest = of(seed + 1, m.out, 0.5).chain(of(seed + 2, m.r * inn, root)).chain(of(seed + 3, m.out * m.r, 0.5));
+        let flat: Vec<f64> = std::iter::repeat_n(0.0, before).chain(w).chain(rest).collect();
+        Made { flat: tensor(&flat, 1, flat.len(), DType::Bf16, device), before, nf4 }
+    }
+
+    fn layer(&self, m: &Member, inn: usize, module: u32, dropout: bool) -> Linear<'_> {
+        let mut offset = self.before;
+        let [w, bias, a, b] = [(m.out, inn), (1, m.out), (m.r, inn), (m.out, m.r)].map(|(rows, cols)| {
+            offset += rows * cols;
+            Slot { tensor: &self.flat, offset: offset - rows * cols, rows, cols, grad: true }
+        });
+        let w = match (&self.nf4, m.w) {
+            (Some(q), _) => Matrix::DeviceNf4(q),
+            (None, kept) => Matrix::Dense(Slot { grad: kept == Kept::Dense(true), ..w }),
+        };
+        let dropout = dropout.then_some((RATE, Stream { module, ..STREAM }));
+        Linear { w, bias: Some(bias), lora: (m.r > 0).then_some(Lora { a, b, scale: SCALE, dropout }) }
+    }
+}
+
+/// All that a group makes: every y, dx, and the gradients; together, or by its layers one after the other.
+fn group<const N: usize>(
+    members: [Member; N],
+    (rows, live, inn): (usize, usize, usize),
+    dropout: bool,
+    together: bool,
+    device: &Device,
+) -> Vec<Vec<f64>> {
+    let tokens = live as u32;
+    let step = Step { tokens, sequences: 1, micro_step: STREAM.step, seed: STREAM.seed, ..no_step() };
+    device.set_step(step);
+    let of_rows = |seed, cols: usize| {
+        let mut v = random(seed, rows * cols);
+        v[live * cols..].fill(f64::NAN);
+        let mut t = tensor(&v, rows, cols, DType::Bf16, device);
+        t.set_live(Live::tokens(device));
+        t
+    };
+    let x = of_rows(1, inn);
+    let (mut seed, mut before) = (0, 0);
+    let made = members.map(|m| {
+        seed += 10;
+        let layer = Made::new(&m, inn, seed, before, device);
+        before = layer.flat.len();
+        (layer, of_rows(seed + 5, m.out), of_rows(seed + 6, m.out))
+    });
+    let mut modules = 0;
+    let layers: [Linear; N] = std::array::from_fn(|i| {
+        modules += 3;
+        made[i].0.layer(&members[i], inn, modules, dropout)
+    });
+    let (dys, adds) = (made.each_ref().map(|m| &m.1), made.each_ref().map(|m| Some(&m.2)));
+    let mut grads = tensor(&vec![0.25; before], 1, before, DType::F32, device);
+    let (ys, saved): (Vec<Tensor>, Vec<linear::Saved>) = match together {
+        true => linear::fwd_group(&x, layers, adds).unwrap().into_iter().unzip(),
+        false => (0..N).map(|i| linear::fwd(&x, &layers[i], adds[i]).unwrap()).unzip(),
+    };
+    let dx = match together {
+        true => {
+            let Ok(saved) = <[_; N]>::try_from(saved) else { panic!("one a layer") };
+            linear::bwd_group(saved, &x, layers, dys, Dx::New, &mut grads).unwrap()
+        }
+        false => saved.into_iter().enumerate().fold(None, |sum, (i, saved)| {
+            let to = sum.map_or(Dx::New, Dx::AddTo);
+            linear::bwd(saved, &x, &layers[i], dys[i], to, &mut grads).unwrap()
+        }),
+    };
+    let live = |t: &Tensor| t.to_f64()[..live * t.cols()].to_vec();
+    let mut all: Vec<Vec<f64>> = ys.iter().map(live).collect();
+    all.extend([live(&dx.unwrap()), grads.to_f64()]);
+    all
+}
+
+/// A group has the bits of its layers alone: sizes of grouped-query attention and ragged ones, ranks that need different
+/// kernels and none, kinds that go together and kinds that cannot, rows that are split.
+#[test]
+fn groups_equal_their_layers_alone() {
+    let of = |out, r, w| Member { out, r, w };
+    let (nf4, plain, dense, trained) = (Kept::Nf4(true), Kept::Nf4(false), Kept::Dense(false), Kept::Dense(true));
+    let check = |what: &str, f: &dyn Fn(bool, &Device) -> Vec<Vec<f64>>| {
+        let alone = on_each(|device| f(false, device));
+        assert!(alone.iter().flatten().all(|x| x.is_finite()), "{what}");
+        for (i, (a, b)) in alone.iter().zip(on_each(|device| f(true, device))).enumerate() {
+            assert!(
+                a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{what}: result {i} of the group differs"
+            );
+        }
+    };
+    let sizes = [(70, 61, 128), (33, 33, 192), (1100, 1030, 64)];
+    let threes = [
+        [of(256, 8, nf4), of(64, 8, nf4), of(64, 8, nf4)],
+        [of(130, 16, dense), of(70, 40, dense), of(7, 4, dense)],
+        [of(200, 8, nf4), of(65, 0, dense), of(90, 16, plain)],
+        [of(40, 0, trained), of(150, 4, trained), of(20, 33, trained)],
+    ];
+    for size in sizes {
+        for dropout in [false, true] {
+            for m in threes {
+                let tall = size.0 > 1000;
+                if tall && dropout == (m[0].r == 16) {
+                    continue; // a half of the slow ones
+                }
+                check(&format!("{m:?} {size:?} dropout {dropout}"), &|t, d| group(m, size, dropout, t, d));
+                if !tall {
+                    let two = [m[1], m[0]];
+                    check(&format!("{two:?} {size:?} dropout {dropout}"), &|t, d| group(two, size, dropout, t, d));
+                }
+            }
+        }
+    }
+    // Blocks that straddle rows need a copy of W; ragged rows of the dense ones.
+    let mixed = [of(65, 8, nf4), of(33, 8, dense), of(48, 8, plain)];
+    check("a copy", &|t, d| group(mixed, (40, 31, 70), true, t, d));
+    let four = [of(64, 8, nf4), of(30, 8, nf4), of(96, 8, nf4), of(33, 8, nf4)];
+    check("more than a launch takes", &|t, d| group(four, (40, 31, 64), false, t, d));
+}
+
+/// Forward and backward through q, k and v of grouped-query attention, with split rows: the launches that they take, and the
+/// bytes of the arena, which is planned by the same code.
+#[cfg(not(feature = "host-asan"))] // there nothing is recorded
+fn launches(path: Nf4Path) -> (Vec<&'static str>, usize) {
+    let (rows, inn, members) = (600, 64, [128, 64, 64].map(|out| Member { out, r: 8, w: Kept::Nf4(true) }));
+    let (planned, device) = (Device::plan_kernels(), Device::host_kernels(2, false).unwrap());
+    let pass = |device: &Device| {
+        device.tuning().unwrap().set(Some(Wish { tile: Some(Tile::Small), nf4: Some(path) }));
+        let made = members.map(|m| match device.is_plan() {
+            true => {
+                let n = m.out * inn + m.out + m.r * (inn + m.out);
+                Made { flat: Tensor::unwritten(1, n, DType::Bf16, device).unwrap(), before: 0, nf4: None }
+            }
+            false => Made::new(&m, inn, 1, 0, device),
+        });
+        let of_rows = |cols| Tensor::unwritten(rows, cols, DType::Bf16, device).unwrap();
+        (made, of_rows(inn), members.map(|m| of_rows(m.out)), Tensor::zeros(1, 1 << 15, DType::F32, device).unwrap())
+    };
+    let step = |(made, x, dys, grads): &mut ([Made; 3], Tensor, [Tensor; 3], Tensor)| {
+        let layers = std::array::from_fn(|i| {
+            let l = made[i].layer(&members[i], inn, 0, false);
+            let w = if made[i].nf4.is_some() { l.w } else { Matrix::Planned(members[i].out, inn) };
+            Linear { w, bias: None, ..l }
+        });
+        let [(_, q), (_, k), (_, v)] = linear::fwd_group(x, layers, [None; 3])?;
+        let [dq, dk, dv] = &*dys;
+        linear::bwd_group([q, k, v], x, layers, [dq, dk, dv], Dx::New, grads).map(drop)
+    };
+    let mut dry = pass(&planned);
+    let _ = planned.take_plan();
+    step(&mut dry).unwrap();
+    let layout = Arc::new(planned.take_plan().unwrap().0.layout());
+    let memory = device.reserve(layout.bytes()).unwrap();
+    let mut inputs = pass(&device);
+    let graph = memory.run(&layout, || device.capture(|| step(&mut inputs))).unwrap().unwrap();
+    (graph.kernels(), layout.bytes())
+}
+
+/// One launch for all members where there can be one; dX is a sum, and a copy of W serves one member.
+#[cfg(not(feature = "host-asan"))]
+#[test]
+fn a_group_shares_its_launches() {
+    let gradients = ["gemm_tn_tall", "gemm_tn_sum", "gemm_nn_thin", "gemm_tn_wide", "gemm_tn_sum"];
+    let (fused, fused_bytes) = launches(Nf4Path::Fused);
+    assert_eq!(fused, [&["gemm_nt_thin", "gemm_nf4_nt_64"], &gradients[..], &["gemm_nf4_nn_64"; 3]].concat());
+    let (copied, bytes) = launches(Nf4Path::Scratch);
+    let by_copy = |product| ["nf4_dequantise_bf16", product].repeat(3);
+    let want = [vec!["gemm_nt_thin"], by_copy("gemm_nt_64"), gradients.to_vec(), by_copy("gemm_nn_64")].concat();
+    assert_eq!(copied, want);
+    assert!(bytes > fused_bytes, "the plan has no room for a copy: {bytes}, {fused_bytes}");
+}
+
+/// NF4 by a copy of W, and either tile: no bit differs.
+#[test]
+fn what_is_asked_for_changes_no_bit() {
+    let of = |out, r| Member { out, r, w: Kept::Nf4(true) };
+    let members = [of(200, 8), of(64, 8), of(33, 40)];
+    let run = |wish: Wish| {
+        on_each(|device| {
+            device.tuning().unwrap().set(Some(wish));
+            group(members, (150, 141, 128), true, true, device)
+        })
+    };
+    let first = run(Wish { tile: Some(Tile::Small), nf4: Some(Nf4Path::Fused) });
+    for wish in [
+        Wish { tile: Some(Tile::Large), nf4: Some(Nf4Path::Fused) },
+        Wish { tile: Some(Tile::Small), nf4: Some(Nf4Path::Scratch) },
+        Wish { tile: Some(Tile::Large), nf4: Some(Nf4Path::Scratch) },
+        Wish::default(),
+    ] {
+        assert!(run(wish) == first, "{wish:?}");
+    }
 }

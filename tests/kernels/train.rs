@@ -6,7 +6,7 @@ use crate::*;
 use qlora_engine::config::{self, Config, Format};
 use qlora_engine::data::batch::Padding;
 use qlora_engine::data::{Batch, Sample};
-use qlora_engine::device::Card;
+use qlora_engine::device::{Card, Chip};
 use qlora_engine::model::{self, Model, Pass, Policy};
 use qlora_engine::train::{Control, Event, Target, plan, train_on};
 
@@ -18,7 +18,7 @@ const TOKENS: usize = 64;
 
 /// A card on which everything is kept.
 fn card() -> Target {
-    Target::Gpu(Card { name: "test".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11 })
+    Target::Gpu(Card { name: "test".into(), memory: 8 << 30, flops: 1e12, bandwidth: 1e11, chip: Chip::STAND_IN })
 }
 
 /// `extra` holds settings, a line each.

@@ -1,7 +1,8 @@
 //! What the compiler made of the kernels. `make kernels-report` prints the table.
 
-use qlora_engine::device::abi;
 use qlora_engine::device::kernels::{TOOLKIT, USAGE};
+use qlora_engine::device::{Chip, abi};
+use qlora_engine::ops::tiles::{Kind, rule_of};
 
 /// Files whose kernels must not spill: a spilled register costs a memory access in a loop that is made of few.
 const HOT: [&str; 6] = ["gemm", "gemv", "ggml", "linear", "attention", "rms_norm"];
@@ -165,4 +166,30 @@ fn every_kernel_fits_and_hot_ones_do_not_spill() {
         .map(|u| format!("{} on {} spills {} bytes", u.kernel, u.arch, u.spilled))
         .collect();
     assert!(spills.is_empty(), "{}", spills.join("\n"));
+}
+
+/// The table of tiles counts on as many resident blocks as the compiled kernels have.
+#[test]
+fn the_table_of_tiles_knows_the_resident_blocks() {
+    assert!(TOOLKIT.is_some(), "the tests compile the kernels: run `make setup`");
+    let mut seen = 0;
+    for u in USAGE {
+        let Some((stem, tile @ ("128" | "64"))) = u.kernel.rsplit_once('_') else { continue };
+        let kind = match stem {
+            "gemm_nt" => Kind::Nt,
+            "gemm_nn" => Kind::Nn,
+            "gemm_tn" => Kind::Tn,
+            "gemm_nf4_nt" => Kind::Nf4Nt,
+            "gemm_nf4_nn" => Kind::Nf4Nn,
+            _ => continue,
+        };
+        let number: u32 = u.arch.trim_start_matches("sm_").trim_end_matches('a').parse().unwrap();
+        let chip = Chip { capability: (number / 10, number % 10), multiprocessors: 1 };
+        let [large, small] = rule_of(chip, kind).resident;
+        let (blocks, ..) = resident(u.arch, u.registers, launch(u.kernel));
+        assert_eq!(blocks as usize, if tile == "128" { large } else { small }, "{} on {}", u.kernel, u.arch);
+        seen += 1;
+    }
+    assert_eq!(seen % 10, 0, "both tiles of five kinds on every architecture: {seen}");
+    assert!(seen > 0, "no kernel was found");
 }

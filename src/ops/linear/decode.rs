@@ -48,7 +48,10 @@ pub fn decode_grouped(x: &Tensor, l: &Linear, groups: &[Group], add: Option<&Ten
         t.expect("linear add", x.rows(), out, x.dtype())?;
     }
     let mut y = x.rows_like(out, x.dtype())?;
-    let mut scratch = if reads_blocks(&l.w) { None } else { l.w.scratch(x)? };
+    let mut scratch = match !reads_blocks(&l.w) && l.w.needs_copy(x) {
+        true => Some(l.w.copy_place(x)?),
+        false => None,
+    };
     for (rows, lora) in groups {
         let mut p = match lora {
             Some(lora) => Some(x.rows_like(lora.a.rows, x.dtype())?),

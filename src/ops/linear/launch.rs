@@ -1,8 +1,8 @@
-use super::{Linear, Lora, Matrix, Scratch};
+use super::{Bwd, Fwd, Lora, Matrix};
 use crate::device::{Launcher, abi, kernels};
 use crate::error::Result;
 use crate::ops::product::{self, Operand, Out};
-use crate::ops::{Slot, no_kernel, size};
+use crate::ops::{Slot, group, no_kernel, size};
 use crate::quant::DeviceNf4;
 use crate::tensor::Tensor;
 
@@ -13,101 +13,111 @@ enum Weights<'a> {
     Nf4(&'a DeviceNf4),
 }
 
-/// Which side of the product W is on.
-#[derive(Clone, Copy)]
-enum By {
-    /// x W^T
-    Transpose,
-    /// dy W
-    Itself,
+/// Enqueues P = s drop(x) A^T of all members. Formulas: kernels/gemm.h. Shapes were checked by [`super::fwd_group`].
+pub(super) fn project(l: &Launcher, x: &Tensor, members: &mut [&mut Fwd]) -> Result<()> {
+    let (of_x, live) = (Operand::of("linear x", x)?, x.live());
+    let mut all = Vec::new();
+    for m in members {
+        let (Some(lora), Some(p)) = (&m.l.lora, &mut m.p) else { continue };
+        let (p, a) = (Out::of("linear P", p)?, Operand::slot("lora A", lora.a)?);
+        let mid = product::params(p, of_x, a, x.rows(), a.cols, lora.scale as f32, false, live)?;
+        all.push(dropped(l, mid, lora, abi::GEMM_DROP_A));
+    }
+    group::nt(l, &all)
 }
 
-/// Enqueues y = P B^T + x W^T + bias + add, P = s drop(x) A^T before it. Formulas: kernels/gemm.h, kernels/gemm_nf4.h. Shapes
-/// were checked by [`super::fwd`].
-pub(super) fn fwd(
-    l: &Launcher,
-    y: &mut Tensor,
-    x: &Tensor,
-    layer: &Linear,
-    add: Option<&Tensor>,
-    p: Option<&mut Tensor>,
-    mut scratch: Option<Tensor>,
-) -> Result<()> {
+/// Enqueues y = P B^T + x W^T + bias + add of all members, by way of a `copy` of W where there is one (then of one member).
+/// Formulas: kernels/gemm.h, kernels/gemm_nf4.h.
+pub(super) fn fwd(l: &Launcher, x: &Tensor, members: &mut [&mut Fwd], mut copy: Option<&mut Tensor>) -> Result<()> {
     let of_x = Operand::of("linear x", x)?;
-    let w = weights(&layer.w, scratch.as_mut())?;
-    let mut g = product(Out::of("linear y", y)?, of_x, &w, x.live())?;
-    if let (Some(lora), Some(p)) = (&layer.lora, p) {
-        let a = Operand::slot("lora A", lora.a)?;
-        let mid =
-            product::params(Out::of("linear P", p)?, of_x, a, x.rows(), a.cols, lora.scale as f32, false, x.live())?;
-        product::launch_nt(l, &dropped(l, mid, lora, abi::GEMM_DROP_A))?;
-        g = product::with_second(g, Operand::of("linear P", p)?, Operand::slot("lora B", lora.b)?)?;
+    let (mut dense, mut nf4) = (Vec::new(), Vec::new());
+    for m in members {
+        let w = weights(&m.l.w, copy.as_deref_mut())?;
+        let mut g = product(Out::of("linear y", &mut m.y)?, of_x, &w, x.live())?;
+        if let (Some(lora), Some(p)) = (&m.l.lora, &m.p) {
+            g = product::with_second(g, Operand::of("linear P", p)?, Operand::slot("lora B", lora.b)?)?;
+        }
+        if let Some(bias) = &m.l.bias {
+            g.bias = bias.ptr();
+        }
+        if let Some(add) = m.add {
+            g.add = add.ptr();
+        }
+        match w {
+            Weights::Dense(_) => dense.push(g),
+            Weights::Nf4(q) => nf4.push((g, q.blocks())),
+        }
     }
-    if let Some(bias) = &layer.bias {
-        g.bias = bias.ptr();
-    }
-    if let Some(add) = add {
-        g.add = add.ptr();
-    }
-    launch(l, g, &w, By::Transpose)
+    group::nt(l, &dense)?;
+    group::nf4_nt(l, &nf4)
 }
 
-/// Enqueues the gradients: of W, bias, B and A added to `grads`, and dx = drop'(Q A) + dy W (+ dx), Q = s dy B. `lora` holds P
-/// and the place of Q. Shapes were checked by [`super::bwd`].
-#[allow(clippy::too_many_arguments)] // the operands of five products
-pub(super) fn bwd(
+/// Enqueues the gradients of all members' parameters, added to `grads`: of W, bias, B and A; and Q = s dy B. Shapes were
+/// checked by [`super::bwd_group`]. `partial` is the scratch of products over rows.
+pub(super) fn gradients(
     l: &Launcher,
-    dx: Option<&mut Tensor>,
-    accumulate: bool,
     x: &Tensor,
-    layer: &Linear,
-    dy: &Tensor,
-    lora: Option<(&Tensor, &mut Tensor)>,
+    members: &mut [Bwd],
     grads: &mut Tensor,
-    mut scratch: Scratch,
+    mut partial: Option<&mut Tensor>,
 ) -> Result<()> {
-    let (of_x, of_dy, live) = (Operand::of("linear x", x)?, Operand::of("linear dy", dy)?, x.live());
-    let mut partial = scratch.partial.as_mut();
-    let mut sum = |slot: Slot, a: Operand, b: Operand, drop: Option<&Lora>, grads: &mut Tensor| {
-        let mut g = product::params(Out::grad(slot, grads), a, b, slot.rows, a.rows, 1.0, true, live)?;
-        if let Some(lora) = drop {
-            g = dropped(l, g, lora, abi::GEMM_DROP_B);
-        }
-        product::launch_tn(l, g, partial.as_deref_mut())
+    let (of_x, live) = (Operand::of("linear x", x)?, x.live());
+    let mut sum = |slot: Slot, a: Operand, b: Operand| {
+        product::params(Out::grad(slot, grads), a, b, slot.rows, a.rows, 1.0, true, live)
     };
-    if let Some(w) = layer.w.trained() {
-        sum(w, of_dy, of_x, None, grads)?;
-    }
-    if let Some(bias) = layer.bias.filter(|b| b.grad) {
-        columns(l, bias, of_dy, live, grads)?;
-    }
-    let mut second = None;
-    if let (Some(lora), Some((p, q))) = (&layer.lora, lora) {
+    let (mut of_w, mut of_b, mut of_a, mut q) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for m in members.iter_mut() {
+        let of_dy = Operand::of("linear dy", m.dy)?;
+        if let Some(w) = m.l.w.trained() {
+            of_w.push(sum(w, of_dy, of_x)?);
+        }
+        let (Some(lora), Some((p, mid))) = (&m.l.lora, &mut m.lora) else { continue };
         let b = Operand::slot("lora B", lora.b)?;
         if lora.b.grad {
-            sum(lora.b, of_dy, Operand::of("linear P", p)?, None, grads)?;
+            of_b.push(sum(lora.b, of_dy, Operand::of("linear P", p)?)?);
         }
-        let mid =
-            product::params(Out::of("linear Q", q)?, of_dy, b, dy.rows(), b.rows, lora.scale as f32, false, live)?;
-        product::launch_nn(l, &mid)?;
-        let of_q = Operand::of("linear Q", q)?;
+        let to = Out::of("linear Q", mid)?;
+        q.push(product::params(to, of_dy, b, x.rows(), b.rows, lora.scale as f32, false, live)?);
         if lora.a.grad {
-            sum(lora.a, of_q, of_x, Some(lora), grads)?;
+            let g = sum(lora.a, Operand::of("linear Q", mid)?, of_x)?;
+            of_a.push(dropped(l, g, lora, abi::GEMM_DROP_B));
         }
-        second = Some((of_q, lora));
     }
-    let Some(dx) = dx else { return Ok(()) };
+    group::tn(l, &of_w, partial.as_deref_mut())?;
+    group::tn(l, &of_b, partial.as_deref_mut())?;
+    group::nn(l, &q)?;
+    group::tn(l, &of_a, partial)?;
+    for m in members {
+        if let Some(bias) = m.l.bias.filter(|b| b.grad) {
+            columns(l, bias, Operand::of("linear dy", m.dy)?, live, grads)?;
+        }
+    }
+    Ok(())
+}
+
+/// Enqueues dx = drop'(Q A) + dy W (+ dx) of one member, after its Q.
+pub(super) fn dx(
+    l: &Launcher,
+    dx: &mut Tensor,
+    accumulate: bool,
+    x: &Tensor,
+    m: &Bwd,
+    copy: Option<&mut Tensor>,
+) -> Result<()> {
     let to = Out::of("linear dx", dx)?;
-    let w = weights(&layer.w, scratch.w.as_mut())?;
-    let mut g = product(to, of_dy, &w, live)?;
-    if let Some((q, lora)) = second {
-        g = product::with_second(g, q, Operand::slot("lora A", lora.a)?)?;
+    let w = weights(&m.l.w, copy)?;
+    let mut g = product(to, Operand::of("linear dy", m.dy)?, &w, x.live())?;
+    if let (Some(lora), Some((_, q))) = (&m.l.lora, &m.lora) {
+        g = product::with_second(g, Operand::of("linear Q", q)?, Operand::slot("lora A", lora.a)?)?;
         g = dropped(l, g, lora, abi::GEMM_DROP_SECOND);
     }
     if accumulate {
         g.add = to.ptr.cast_const().cast();
     }
-    launch(l, g, &w, By::Itself)
+    match w {
+        Weights::Dense(_) => group::nn(l, &[g]),
+        Weights::Nf4(q) => group::nf4_nn(l, &[(g, q.blocks())]),
+    }
 }
 
 /// W, dequantised into `scratch` where there is one.
@@ -140,15 +150,6 @@ fn product(c: Out, a: Operand, w: &Weights, live: *const u32) -> Result<abi::Gem
         Weights::Nf4(q) => Operand { ptr: std::ptr::null(), rows: q.rows, cols: q.cols, ld: q.cols },
     };
     product::params(c, a, b, c.rows, a.cols, 1.0, false, live)
-}
-
-fn launch(l: &Launcher, g: abi::Gemm, w: &Weights, by: By) -> Result<()> {
-    match (w, by) {
-        (Weights::Dense(_), By::Transpose) => product::launch_nt(l, &g),
-        (Weights::Dense(_), By::Itself) => product::launch_nn(l, &g),
-        (Weights::Nf4(q), By::Transpose) => product::launch_nf4_nt(l, &abi::GemmNf4 { g, w: q.blocks() }),
-        (Weights::Nf4(q), By::Itself) => product::launch_nf4_nn(l, &abi::GemmNf4 { g, w: q.blocks() }),
-    }
 }
 
 /// `g` with the layer's dropout, if it has one, at the place `at`. Seed and step are the device's.

@@ -8,6 +8,8 @@
 //!
 //! The layer never owns its input: the caller hands `x` to `bwd` again, kept or rebuilt.
 //!
+//! Layers with the same input go together ([`fwd_group`], [`bwd_group`]): kernels then share launches and read x once.
+//!
 //! [`decode`] is the forward pass for the few rows of a step of generation.
 //!
 //! Rounding on kernels: P and Q to bf16, as drop(x); y and dx once, all their terms being summed in f32.
@@ -19,11 +21,12 @@ mod launch;
 pub use decode::{Group, decode, decode_grouped};
 
 use crate::by_dtype;
-use crate::device::Exec;
 use crate::device::gemm::{Absmax, GgmlFast, GgmlRef, Nf4Ref};
+use crate::device::{Exec, Nf4Path};
 use crate::error::{Error, Result};
 use crate::format::Dtype;
 use crate::ops::philox::Stream;
+use crate::ops::tiles::{self, Kind};
 use crate::ops::{Slot, no_kernel, product};
 use crate::quant::ggml::{Blocks, GgmlType, dequantise};
 use crate::quant::nf4::{self, Nf4};
@@ -65,19 +68,33 @@ impl Matrix<'_> {
         }
     }
 
-    /// The place of a bf16 copy, where kernels need one: the blocks of an NF4 matrix straddle its rows if a row is not
-    /// whole blocks, and the product reads whole blocks; of ggml's blocks it reads none.
-    fn scratch(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let (out, inn) = self.dims();
+    /// Whether kernels need a bf16 copy: the blocks of an NF4 matrix straddle its rows if a row is not whole blocks, and the
+    /// product reads whole blocks; of ggml's blocks it reads none.
+    fn needs_copy(&self, x: &Tensor) -> bool {
         match self {
-            Matrix::DeviceGgml(_) => Ok(Some(Tensor::unwritten(out, inn, x.dtype(), x.device())?)),
-            Matrix::DeviceNf4(_) | Matrix::Planned(..)
-                if x.device().runs_kernels() && !inn.is_multiple_of(nf4::BLOCK) =>
-            {
-                Ok(Some(Tensor::unwritten(out, inn, x.dtype(), x.device())?))
+            Matrix::DeviceGgml(_) => true,
+            Matrix::DeviceNf4(_) | Matrix::Planned(..) => {
+                x.device().runs_kernels() && !self.dims().1.is_multiple_of(nf4::BLOCK)
             }
-            _ => Ok(None),
+            _ => false,
         }
+    }
+
+    /// Whether a product of this kind reads a bf16 copy: where kernels need one, or do better with one.
+    fn by_copy(&self, x: &Tensor, kind: Kind) -> Result<bool> {
+        let better = match (self, x.device().tuning()) {
+            (Matrix::DeviceNf4(_) | Matrix::Planned(..), Some(tuning)) => {
+                tiles::nf4_path(tuning, kind, x.rows())? == Nf4Path::Scratch
+            }
+            _ => false,
+        };
+        Ok(better || self.needs_copy(x))
+    }
+
+    /// The place of a bf16 copy.
+    fn copy_place(&self, x: &Tensor) -> Result<Tensor> {
+        let (out, inn) = self.dims();
+        Tensor::unwritten(out, inn, x.dtype(), x.device())
     }
 }
 
@@ -107,36 +124,78 @@ pub struct Saved {
     p: Option<Tensor>,
 }
 
+/// A layer of a group on its way forward, with what it makes: y, and P where there is an adapter.
+struct Fwd<'a> {
+    l: &'a Linear<'a>,
+    add: Option<&'a Tensor>,
+    y: Tensor,
+    p: Option<Tensor>,
+}
+
 /// `x` (rows, in) -> y (rows, out), plus `add` (rows, out) where given (a residual).
 ///
 /// # Errors
 /// [`Error::Shape`] if shapes or dtypes do not fit.
 pub fn fwd(x: &Tensor, l: &Linear, add: Option<&Tensor>) -> Result<(Tensor, Saved)> {
-    let (out, _) = check(x, l)?;
-    if let Some(t) = add {
-        t.expect("linear add", x.rows(), out, x.dtype())?;
+    fwd_group(x, [*l], [add]).map(|[made]| made)
+}
+
+/// As [`fwd`] of each layer, with the same bits: kernels take x A^T of all of them in one launch, and x W^T of all whose W
+/// they read as it is in another.
+///
+/// # Errors
+/// As [`fwd`].
+pub fn fwd_group<const N: usize>(
+    x: &Tensor,
+    layers: [Linear; N],
+    adds: [Option<&Tensor>; N],
+) -> Result<[(Tensor, Saved); N]> {
+    let mut members = Vec::with_capacity(N);
+    for (l, add) in layers.iter().zip(adds) {
+        let (out, _) = check(x, l)?;
+        if let Some(t) = add {
+            t.expect("linear add", x.rows(), out, x.dtype())?;
+        }
+        // Kernels read `add` where it lies; on the CPU the product is added to a copy.
+        let y = match add.filter(|_| !x.device().runs_kernels()) {
+            Some(t) => t.copy()?,
+            None => x.rows_like(out, x.dtype())?,
+        };
+        let p = match &l.lora {
+            Some(lora) => Some(x.rows_like(lora.a.rows, x.dtype())?),
+            None => None,
+        };
+        members.push(Fwd { l, add, y, p });
     }
-    // Kernels read `add` where it lies; on the CPU the product is added to a copy.
-    let mut y = match add.filter(|_| !x.device().runs_kernels()) {
-        Some(t) => t.copy()?,
-        None => x.rows_like(out, x.dtype())?,
-    };
-    let dropped = dropped(x, l)?;
-    let mut p = match &l.lora {
-        Some(lora) => Some(x.rows_like(lora.a.rows, x.dtype())?),
-        None => None,
-    };
-    let w = l.w.scratch(x)?;
-    match x.device().exec() {
-        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
-            let p = p.as_mut().map(|p| p.slice_mut::<T>());
-            let xd = dropped.as_ref().map(|t| t.slice::<T>());
-            cpu::fwd::<T>(pool, y.slice_mut(), x.slice(), xd, l, add.is_some(), p)
-        }),
-        Exec::Kernels(launcher) => launch::fwd(launcher, &mut y, x, l, add, p.as_mut(), w)?,
-        Exec::Plan(c) => c.flops(product_flops(x.rows(), l)),
+    let (mut by_copy, mut direct) = (Vec::new(), Vec::new());
+    for m in &mut members {
+        let dropped = dropped(x, m.l)?;
+        match x.device().exec() {
+            Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
+                let p = m.p.as_mut().map(|p| p.slice_mut::<T>());
+                let xd = dropped.as_ref().map(|t| t.slice::<T>());
+                cpu::fwd::<T>(pool, m.y.slice_mut(), x.slice(), xd, m.l, m.add.is_some(), p)
+            }),
+            Exec::Kernels(_) => {}
+            Exec::Plan(c) => c.flops(product_flops(x.rows(), m.l)),
+        }
+        if m.l.w.by_copy(x, Kind::Nf4Nt)? { &mut by_copy } else { &mut direct }.push(m);
     }
-    Ok((y, Saved { p }))
+    if let Exec::Kernels(launcher) = x.device().exec() {
+        let mut all: Vec<&mut Fwd> = direct.iter_mut().chain(&mut by_copy).map(|m| &mut **m).collect();
+        launch::project(launcher, x, &mut all)?;
+        launch::fwd(launcher, x, &mut direct, None)?;
+    }
+    // One copy of a matrix at a time.
+    for mut m in by_copy {
+        let mut copy = m.l.w.copy_place(x)?;
+        if let Exec::Kernels(launcher) = x.device().exec() {
+            launch::fwd(launcher, x, std::slice::from_mut(&mut m), Some(&mut copy))?;
+        }
+    }
+    let made: Vec<_> = members.into_iter().map(|m| (m.y, Saved { p: m.p })).collect();
+    let Ok(made) = <[_; N]>::try_from(made) else { unreachable!("one a layer") };
+    Ok(made)
 }
 
 /// Where the gradient of the input goes.
@@ -149,64 +208,103 @@ pub enum Dx {
     AddTo(Tensor),
 }
 
+/// A layer of a group on its way backward: P and the place of Q where there is an adapter.
+struct Bwd<'a> {
+    l: &'a Linear<'a>,
+    dy: &'a Tensor,
+    lora: Option<(Tensor, Tensor)>,
+}
+
 /// The gradient of `x`, as `dx` asks for it; gradients of trained parameters are added to the flat `grads`.
 ///
 /// # Errors
 /// As [`fwd`].
 pub fn bwd(saved: Saved, x: &Tensor, l: &Linear, dy: &Tensor, dx: Dx, grads: &mut Tensor) -> Result<Option<Tensor>> {
-    let (out, inn) = check(x, l)?;
-    dy.expect("linear dy", x.rows(), out, x.dtype())?;
-    let (mut dx, accumulate) = match dx {
+    bwd_group([saved], x, [*l], [dy], dx, grads)
+}
+
+/// As [`bwd`] of one layer after the other, the gradient of `x` being their sum, with the same bits. Kernels take Q of all of
+/// them in one launch, and so the gradients of all B and of all A. What each adds to the gradient of `x` stays a launch of its
+/// own: they add to one result, in their order. No two layers share a trained parameter.
+///
+/// # Errors
+/// As [`fwd`].
+pub fn bwd_group<const N: usize>(
+    saved: [Saved; N],
+    x: &Tensor,
+    layers: [Linear; N],
+    dys: [&Tensor; N],
+    dx: Dx,
+    grads: &mut Tensor,
+) -> Result<Option<Tensor>> {
+    for (l, dy) in layers.iter().zip(dys) {
+        let (out, _) = check(x, l)?;
+        dy.expect("linear dy", x.rows(), out, x.dtype())?;
+    }
+    let (mut dx, mut accumulate) = match dx {
         Dx::Skip => (None, false),
-        Dx::New => (Some(x.rows_like(inn, x.dtype())?), false),
+        Dx::New => (Some(x.like()?), false),
         Dx::AddTo(t) => (Some(t), true),
     };
     if let Some(t) = &dx {
-        t.expect("linear dx", x.rows(), inn, x.dtype())?;
+        t.expect("linear dx", x.rows(), x.cols(), x.dtype())?;
     }
-    let mut dropped = dropped(x, l)?;
-    let mut q = match &saved.p {
-        Some(p) => Some(p.like()?),
-        None => None,
-    };
-    let scratch = Scratch::new(x, l, dx.is_some())?;
-    match x.device().exec() {
-        Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
-            let lora = saved.p.as_ref().zip(q.as_mut()).map(|(p, q)| (p.slice::<T>(), q.slice_mut::<T>()));
-            let xd = dropped.as_mut().map(|t| t.slice_mut::<T>());
-            cpu::bwd::<T>(pool, dx.as_mut().map(|t| t.slice_mut::<T>()), accumulate, x.slice(), xd, l, dy.slice(), lora, grads)
-        }),
-        Exec::Kernels(launcher) => {
-            let lora = saved.p.as_ref().zip(q.as_mut());
-            launch::bwd(launcher, dx.as_mut(), accumulate, x, l, dy, lora, grads, scratch)?;
+    let mut members = Vec::with_capacity(N);
+    for ((l, dy), saved) in layers.iter().zip(dys).zip(saved) {
+        let lora = match saved.p {
+            Some(p) => {
+                let q = p.like()?;
+                Some((p, q))
+            }
+            None => None,
+        };
+        members.push(Bwd { l, dy, lora });
+    }
+    let mut partial = partial_sums(x, &layers)?;
+    if let Exec::Kernels(launcher) = x.device().exec() {
+        launch::gradients(launcher, x, &mut members, grads, partial.as_mut())?;
+    }
+    drop(partial);
+    for m in &mut members {
+        let mut dropped = dropped(x, m.l)?;
+        let mut copy = match dx.is_some() && m.l.w.by_copy(x, Kind::Nf4Nn)? {
+            true => Some(m.l.w.copy_place(x)?),
+            false => None,
+        };
+        match x.device().exec() {
+            Exec::Cpu(pool) => by_dtype!(x.dtype(), T => {
+                let lora = m.lora.as_mut().map(|(p, q)| (p.slice::<T>(), q.slice_mut::<T>()));
+                let xd = dropped.as_mut().map(|t| t.slice_mut::<T>());
+                let dx = dx.as_mut().map(|t| t.slice_mut::<T>());
+                cpu::bwd::<T>(pool, dx, accumulate, x.slice(), xd, m.l, m.dy.slice(), lora, grads)
+            }),
+            Exec::Kernels(launcher) => {
+                if let Some(dx) = &mut dx {
+                    launch::dx(launcher, dx, accumulate, x, m, copy.as_mut())?;
+                }
+            }
+            Exec::Plan(c) => c.flops(product_flops(x.rows(), m.l) * if m.l.w.trained().is_some() { 2.0 } else { 1.0 }),
         }
-        Exec::Plan(c) => c.flops(product_flops(x.rows(), l) * if l.w.trained().is_some() { 2.0 } else { 1.0 }),
+        accumulate = true;
     }
     Ok(dx)
 }
 
-/// What the backward pass needs on kernels alone.
-struct Scratch {
-    /// W in bf16.
-    w: Option<Tensor>,
-    /// Partial sums of the products over rows.
-    partial: Option<Tensor>,
-}
-
-impl Scratch {
-    fn new(x: &Tensor, l: &Linear, dx: bool) -> Result<Self> {
-        if !x.device().runs_kernels() {
-            return Ok(Scratch { w: None, partial: None });
-        }
-        let (out, inn) = l.w.dims();
-        let sum = |trained, m, n| if trained { product::tn_scratch(m, n, x.rows()) } else { 0 };
-        let of_lora = |lora: &Lora| {
-            let r = lora.a.rows;
-            sum(lora.a.grad, r, inn).max(sum(lora.b.grad, out, r))
-        };
-        let most = sum(l.w.trained().is_some(), out, inn).max(l.lora.as_ref().map_or(0, of_lora));
-        let partial = if most > 0 { Some(Tensor::unwritten(1, most, DType::F32, x.device())?) } else { None };
-        Ok(Scratch { w: if dx { l.w.scratch(x)? } else { None }, partial })
+/// What kernels need for the partial sums of the products over rows: as much as the largest launch, which are those of all
+/// W, of all B and of all A.
+fn partial_sums(x: &Tensor, layers: &[Linear]) -> Result<Option<Tensor>> {
+    if !x.device().runs_kernels() {
+        return Ok(None);
+    }
+    let of = |slot: Slot| if slot.grad { product::tn_scratch(slot.rows, slot.cols, x.rows()) } else { 0 };
+    let most = [
+        layers.iter().filter_map(|l| l.w.trained()).map(of).sum::<usize>(),
+        layers.iter().filter_map(|l| Some(of(l.lora?.b))).sum(),
+        layers.iter().filter_map(|l| Some(of(l.lora?.a))).sum(),
+    ];
+    match most.into_iter().max() {
+        None | Some(0) => Ok(None),
+        Some(most) => Tensor::unwritten(1, most, DType::F32, x.device()).map(Some),
     }
 }
 
