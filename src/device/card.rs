@@ -17,12 +17,12 @@ pub struct Card {
 
 const GIB: f64 = (1u64 << 30) as f64;
 
-/// (name, usable GiB, TFLOP/s, GB/s, compute capability, multiprocessors). Peaks: NVIDIA's architecture white papers for GA102, AD102 and GH100 (GeForce halves
+/// (name, usable GiB, TFLOP/s, GB/s, chip). Peaks: NVIDIA's architecture white papers for GA102, AD102 and GH100 (GeForce halves
 /// the rate of 16-bit products when they are summed in f32).
-const KNOWN: [(&str, f64, f64, f64, (u32, u32), u32); 3] = [
-    ("rtx3080", 9.3, 59.5, 760.0, (8, 6), 68),
-    ("rtx4090", 22.6, 165.2, 1008.0, (8, 9), 128),
-    ("h100", 76.0, 989.0, 3352.0, (9, 0), 132),
+const KNOWN: [(&str, f64, f64, f64, Chip); 3] = [
+    ("rtx3080", 9.3, 59.5, 760.0, Chip { capability: (8, 6), multiprocessors: 68 }),
+    ("rtx4090", 22.6, 165.2, 1008.0, Chip { capability: (8, 9), multiprocessors: 128 }),
+    ("h100", 76.0, 989.0, 3352.0, Chip { capability: (9, 0), multiprocessors: 132 }),
 ];
 
 impl Card {
@@ -30,14 +30,8 @@ impl Card {
     pub fn known(name: &str) -> Option<Card> {
         let wanted = name.to_ascii_lowercase();
         let found = KNOWN.iter().find(|(name, ..)| *name == wanted)?;
-        let &(name, gib, tflops, gb, capability, multiprocessors) = found;
-        Some(Card {
-            name: name.into(),
-            memory: (gib * GIB) as u64,
-            flops: tflops * 1e12,
-            bandwidth: gb * 1e9,
-            chip: Chip { capability, multiprocessors },
-        })
+        let &(name, gib, tflops, gb, chip) = found;
+        Some(Card { name: name.into(), memory: (gib * GIB) as u64, flops: tflops * 1e12, bandwidth: gb * 1e9, chip })
     }
 
     /// The names that [`Card::known`] knows.
