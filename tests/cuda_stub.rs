@@ -515,6 +515,34 @@ fn memory_stays_while_a_graph_uses_it() {
     });
 }
 
+/// Memory that was given up is used again, until somebody asks what is free.
+#[test]
+fn small_memory_is_kept_for_the_next() {
+    on_stub("small_memory_is_kept_for_the_next", &[], || {
+        let device = Device::cuda(0).unwrap();
+        let free = || device.gpu_memory().unwrap().unwrap().0;
+        let before = free();
+        let filled = |x: f32| Tensor::from_slice(&vec![x; 5000], 1, 5000, &device).unwrap();
+        // Each takes the memory of the one before, whose work comes first in the queue.
+        let sums: Vec<f64> = (1..=20)
+            .map(|i| {
+                let x = filled(i as f32);
+                let y = x.copy().unwrap();
+                drop(x);
+                let other = filled(-1.0);
+                drop(other);
+                y.to_f64().iter().sum()
+            })
+            .collect();
+        assert_eq!(sums, (1..=20).map(|i| 5000.0 * f64::from(i)).collect::<Vec<_>>());
+        assert_eq!(free(), before);
+        // All that there is can be had, though some was kept.
+        drop(filled(1.0));
+        let most = Tensor::unwritten(1, before / 4, DType::F32, &device).unwrap();
+        assert_eq!(free(), before - most.bytes());
+    });
+}
+
 #[test]
 fn a_fault_in_a_kernel_is_told() {
     // With the context everything in it is lost, so nothing can be given back.
@@ -636,7 +664,12 @@ fn scenario() -> Result<()> {
         device.synchronize()?;
         panic!("wrong values without an error");
     }
+    if device.timed(|| graph.launch())?.is_zero() {
+        panic!("no time between two events without an error");
+    }
     drop((x, y, graph, w, memory, far));
+    // What is free can only be said when nothing is kept for the next.
+    device.gpu_memory()?;
     device.synchronize()
 }
 
@@ -647,7 +680,7 @@ fn every_return_code_is_checked() {
     // Not among them: freeing, which has nobody to tell but the next call.
     let calls = "none cuDriverGetVersion cuInit cuDeviceGetCount cuDeviceGet cuDeviceGetName cuDeviceTotalMem_v2 \
                  cuDeviceGetAttribute cuDevicePrimaryCtxRetain cuMemGetInfo_v2 cuMemAlloc_v2 cuMemFree_v2 cuMemHostAlloc \
-                 cuStreamCreate cuStreamSynchronize cuEventCreate cuEventRecord cuEventSynchronize cuMemcpyHtoDAsync_v2 \
+                 cuStreamCreate cuStreamSynchronize cuEventCreate cuEventElapsedTime cuEventRecord cuEventSynchronize cuMemcpyHtoDAsync_v2 \
                  cuMemcpyDtoHAsync_v2 cuMemcpyDtoDAsync_v2 cuMemsetD8Async cuModuleLoadData cuModuleGetFunction \
                  cuFuncGetAttribute cuFuncSetAttribute cuLaunchKernel cuStreamBeginCapture_v2 \
                  cuGraphInstantiateWithFlags cuGraphLaunch";

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex};
 
 use super::queue::{Queue, To, Work};
-use super::{Buffer, Chip, Tuning, abi, bytes_of, lock};
+use super::{Buffer, Tuning, abi, bytes_of, lock};
 use crate::error::{Error, Result};
 
 /// The one struct that a kernel takes, by value.
@@ -73,7 +73,7 @@ impl Launcher {
         let chip = match &queue.to {
             To::Cuda(cuda) => cuda.gpu().chip(),
             #[cfg(feature = "host-kernels")]
-            To::Host(_) => Chip::STAND_IN,
+            To::Host(_) => super::Chip::STAND_IN,
         };
         Ok(Launcher { queue, step_at: step.addr(), step: Mutex::new(step), tuning: Tuning::new(chip) })
     }

@@ -17,6 +17,7 @@ pub mod pool;
 mod queue;
 mod recycle;
 pub mod simd;
+mod spare;
 mod tuning;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -223,9 +224,14 @@ impl Device {
     /// # Errors
     /// [`Error::Gpu`] if the driver does not tell.
     pub fn gpu_memory(&self) -> Result<Option<(usize, usize)>> {
-        match self.queue().map(|queue| &queue.to) {
-            Some(To::Cuda(cuda)) => cuda.memory().map(Some).map_err(Error::Gpu),
-            _ => Ok(None),
+        let Some(queue) = self.queue() else { return Ok(None) };
+        match &queue.to {
+            To::Cuda(cuda) => {
+                queue.free_spare();
+                cuda.memory().map(Some).map_err(Error::Gpu)
+            }
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => Ok(None),
         }
     }
 

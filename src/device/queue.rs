@@ -15,6 +15,7 @@ use super::cuda::{self, Cuda};
 #[cfg(feature = "host-kernels")]
 use super::host::{self, Host};
 use super::lock;
+use super::spare::Spare;
 use crate::error::{Error, Result};
 
 /// A result whose error is the text of what failed.
@@ -51,6 +52,8 @@ pub(super) struct Queue {
     /// Between the beginning and the end of a recording.
     recording: AtomicBool,
     kept: Mutex<Kept>,
+    /// Of a GPU's memory.
+    spare: Mutex<Spare>,
     /// The first failure that nobody has been told of yet.
     fault: Mutex<Option<String>>,
 }
@@ -76,8 +79,8 @@ struct Memory {
 
 impl Queue {
     pub(super) fn new(to: To) -> Arc<Self> {
-        let (recording, kept, fault) = (AtomicBool::new(false), Mutex::default(), Mutex::default());
-        Arc::new(Queue { to, recording, kept, fault })
+        let (kept, spare, fault) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Arc::new(Queue { to, recording: AtomicBool::new(false), kept, spare, fault })
     }
 
     pub(super) fn recording(&self) -> bool {
@@ -108,7 +111,13 @@ impl Queue {
         }
         let addr = match &self.to {
             To::Cuda(cuda) if pinned => cuda.lock_pages(bytes),
-            To::Cuda(cuda) => cuda.alloc(bytes),
+            To::Cuda(cuda) => match lock(&self.spare).take(bytes) {
+                Some(addr) => Ok(addr),
+                None => cuda.alloc(bytes).or_else(|_| {
+                    self.free_spare();
+                    cuda.alloc(bytes)
+                }),
+            },
             #[cfg(feature = "host-kernels")]
             To::Host(_) => host::alloc(bytes),
         };
@@ -120,11 +129,25 @@ impl Queue {
     fn release(&self, memory: Memory) {
         match &self.to {
             To::Cuda(cuda) if memory.pinned => self.keep_fault(cuda.unlock_pages(memory.addr)),
-            To::Cuda(cuda) => self.keep_fault(cuda.free(memory.addr)),
+            To::Cuda(_) => self.free(lock(&self.spare).give(memory.addr, memory.bytes)),
             #[cfg(feature = "host-kernels")]
             To::Host(_) => host::free(memory.addr, memory.bytes),
         }
-        let _ = memory.bytes; // only the heap asks for it
+    }
+
+    /// Gives memory back to the driver.
+    fn free(&self, all: Vec<u64>) {
+        match &self.to {
+            To::Cuda(cuda) => all.into_iter().for_each(|addr| self.keep_fault(cuda.free(addr))),
+            #[cfg(feature = "host-kernels")]
+            To::Host(_) => {}
+        }
+    }
+
+    /// Gives back what was kept for the next to ask for it.
+    pub(super) fn free_spare(&self) {
+        let all = lock(&self.spare).clear();
+        self.free(all);
     }
 
     /// Waits until nothing that was enqueued uses pinned memory any more; whether the CPU may touch it now. If not, the next
@@ -281,6 +304,12 @@ impl Queue {
                 Ok(began.elapsed())
             }
         }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        self.free_spare();
     }
 }
 
