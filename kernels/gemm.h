@@ -9,6 +9,8 @@
 // Bits      the same whatever the tile, except `thin`, in which each of 8 warps sums every eighth 16 of k. Those of a row of
 //           nt and nn depend on that row of A alone. tn sums blocks of `split` rows, and these in their order.
 // Shapes    any m, n, k, leading dimensions from 1 to 2^31 - 129; fast where they are multiples of 8 and addresses of 16 bytes.
+//           128: only where rows of all operands are whole chunks: columns and leading dimensions multiples of 8 (nt: k, k2; nn:
+//           k, k2, n; tn: m, n), addresses of 16 bytes.
 // Groups    one launch computes up to GEMM_MEMBERS independent products, each with the bits that it has alone. All but columns
 //           take a group; a single product is a group of one. nt, nn: the members have the same m and the same live rows, and
 //           their columns of tiles lie side by side: 8 rows of tiles of all members come before the next 8, so that what they

@@ -113,11 +113,10 @@ struct Walk {
       cp_async16(tile.chunk(r + n * kApart, c), at + static_cast<long long>(ld) * (n * kApart), n * kApart < rows && cols > 0);
     advance();
   }
-  // As fetch, of any matrix: chunks that are not whole are copied at once. UNROLL: of its loop, as registers allow.
-  template <int UNROLL>
+  // As fetch, of any matrix: chunks that are not whole are copied at once.
   QE_DEV void fetch_ragged(T& tile) {
     const int r = static_cast<int>(threadIdx.x) / T::kChunks, c = static_cast<int>(threadIdx.x) % T::kChunks;
-#pragma unroll(UNROLL)
+#pragma unroll
     for (int n = 0; n < kCount; ++n) {
       void* to = tile.chunk(r + n * kApart, c);
       const bf16* from = at + static_cast<long long>(ld) * (n * kApart);
@@ -431,6 +430,10 @@ QE_DEV int next_stage(int stage) {
   return stage + 1 < S::kStages ? stage + 1 : 0;
 }
 
+// The large tile has registers for one loop only, that for whole chunks.
+template <class S>
+constexpr bool kWholeOnly = S::kM >= Large::kM && S::kN >= Large::kN;
+
 // Adds the products of `steps` tiles, which fetch(step, stage) starts to copy.
 template <class S, Op OP, class Fetch>
 QE_DEV void stream(Sums<S>& sums, DenseSmem<S, OP>& s, int steps, const Fetch& fetch) {
@@ -465,7 +468,7 @@ QE_DEV void dense(const GemmGroup& group) {
   const bool drops = kMayDrop && p.dropout == GEMM_DROP_SECOND && p.k2 > 0;
   volatile unsigned long long kept = 0;  // in memory: it is read once, and the loop needs the registers
   if (drops) kept = kept_sums<S>(mask_of(p, p.n), at.row, at.col);
-  const volatile int member = at.member, col = at.col;  // as kept
+  const volatile int member = at.member, row = at.row, col = at.col;  // as kept
   Sums<S> sums = {};
 #pragma unroll 1
   for (int pair = p.k2 > 0 ? 0 : 1; pair < 2; ++pair) {
@@ -474,7 +477,7 @@ QE_DEV void dense(const GemmGroup& group) {
     const int steps = steps_of<S>(pair == 0 ? p.k2 : p.k);
     const bool dropped = DROP_A && p.dropout == GEMM_DROP_A;
     // Two loops: the one for whole chunks, which is nearly always taken, has half as many instructions.
-    if (!dropped && feed.a.whole() && feed.b.whole())
+    if (kWholeOnly<S> || (!dropped && feed.a.whole() && feed.b.whole()))
       stream<S, OP>(sums, s, steps, [&](int, int to) {
         feed.a.fetch(s.a[to]);
         feed.b.fetch(s.b[to]);
@@ -484,13 +487,13 @@ QE_DEV void dense(const GemmGroup& group) {
         if (dropped)
           feed.a.fetch_dropped(s.a[to], mask_of(p, p.k), at.row, step * S::kK);
         else
-          feed.a.template fetch_ragged<4>(s.a[to]);
-        feed.b.template fetch_ragged<4>(s.b[to]);
+          feed.a.fetch_ragged(s.a[to]);
+        feed.b.fetch_ragged(s.b[to]);
       });
     if (drops && pair == 0) drop_sums<S>(sums, kept, p.keep);
     sync_block();  // the tiles read by all
   }
-  write_result<S>(result(group.of[member], rows), sums, &s, at.row, col);
+  write_result<S>(result(group.of[member], rows), sums, &s, row, col);
 }
 
 // tn: the sum over live rows, or over the part of them that is this block's.
@@ -512,18 +515,18 @@ QE_DEV void transposed(const GemmGroup& group) {
   const bool dropped = DROP_B && p.dropout == GEMM_DROP_B;
   const volatile int member = at.member, row = at.row, col = at.col;  // in memory, as in dense
   Sums<S> sums = {};
-  if (!dropped && a.whole() && b.whole())
+  if (kWholeOnly<S> || (!dropped && a.whole() && b.whole()))
     stream<S, Op::kTn>(sums, s, steps, [&](int, int to) {
       a.fetch(s.a[to]);
       b.fetch(s.b[to]);
     });
   else
     stream<S, Op::kTn>(sums, s, steps, [&](int step, int to) {
-      a.template fetch_ragged<1>(s.a[to]);
+      a.fetch_ragged(s.a[to]);
       if (dropped)
         b.fetch_dropped(s.b[to], mask_of(p, p.n), begin + step * S::kK, at.col);
       else
-        b.template fetch_ragged<1>(s.b[to]);
+        b.fetch_ragged(s.b[to]);
     });
   sync_block();  // the tiles read by all
   const Gemm& g = group.of[member];
@@ -565,19 +568,11 @@ QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_ME
   sync_block();  // code, code2 complete
 
   Feed<S, OP, false> feed;
-  feed.begin(p, at, rows, false);
-  bool whole = feed.a.whole();
-  if (first > 0) {
-    feed.begin(p, at, rows, true);
-    whole = whole && feed.a.whole();
-  }
+  feed.begin(p, at, rows, first > 0);
   const auto fetch_step = [&](int step, int to) {
     if (step >= steps) return;
     if (step == first && first > 0) feed.begin(p, at, rows, false);
-    if (whole)
-      feed.a.fetch(s.a[to]);
-    else
-      feed.a.template fetch_ragged<1>(s.a[to]);
+    feed.a.fetch_ragged(s.a[to]);
   };
   // This thread's 16 elements of the tile of B, and of B itself at step 0 of W.
   const int r = thread / (B::kCols / 16), c = thread % (B::kCols / 16) * 2;

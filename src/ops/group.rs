@@ -3,6 +3,8 @@
 
 use std::array;
 
+use half::bf16;
+
 use super::product::{SPLIT, tn_scratch};
 use super::tiles::{self, Kind};
 use super::{no_kernel, size};
@@ -60,7 +62,22 @@ impl<P> Pair<P> {
     /// In the tile that suits a launch of these members, `times` blocks a tile.
     fn suited(&self, l: &Launcher, members: &[abi::Gemm], times: usize) -> Result<&Form<P>> {
         let count = |f: &Form<P>| members.iter().map(|p| tiles_of(f, p)).sum::<usize>() * times;
-        Ok(self.form(tiles::tile(l.tuning(), self.kind, count(&self.large), count(&self.small))?))
+        let tile = tiles::tile(l.tuning(), self.kind, count(&self.large), count(&self.small))?;
+        let whole = members.iter().all(|p| whole_chunks(self.kind, p));
+        Ok(self.form(if whole { tile } else { Tile::Small }))
+    }
+}
+
+/// Whether the large tile takes it: rows of dense operands in whole chunks of 16 bytes.
+fn whole_chunks(kind: Kind, p: &abi::Gemm) -> bool {
+    let chunks = |at: *const bf16, ld: i64, cols: i64| at.addr().is_multiple_of(16) && ld % 8 == 0 && cols % 8 == 0;
+    let k2 = i64::from(p.k2);
+    let second = |cols| k2 == 0 || chunks(p.a2, p.lda2, k2) && chunks(p.b2, p.ldb2, cols);
+    match kind {
+        Kind::Nt => chunks(p.a, p.lda, p.k) && chunks(p.b, p.ldb, p.k) && second(k2),
+        Kind::Nn => chunks(p.a, p.lda, p.k) && chunks(p.b, p.ldb, p.n) && second(p.n),
+        Kind::Tn => chunks(p.a, p.lda, p.m) && chunks(p.b, p.ldb, p.n),
+        Kind::Nf4Nt | Kind::Nf4Nn => true,
     }
 }
 
@@ -247,7 +264,7 @@ mod tests {
     use crate::tensor::Float;
 
     /// Sides of ragged tiles; not all are multiples of a chunk.
-    const SIDES: [usize; 7] = [1, 7, 31, 64, 65, 130, 200];
+    const SIDES: [usize; 7] = [1, 7, 31, 64, 65, 136, 200];
 
     fn numbers(seed: u64, n: usize) -> Vec<bf16> {
         let stream = Stream { seed, step: 0, module: 0 };
@@ -287,7 +304,7 @@ mod tests {
     fn nt_and_nn() {
         let device = Device::host_kernels(2, false).unwrap();
         let Exec::Kernels(l) = device.exec() else { panic!("a device of kernels") };
-        let mut case = 0;
+        let (mut case, mut large) = (0, 0);
         for m in SIDES {
             for n in SIDES {
                 for k in SIDES {
@@ -302,7 +319,11 @@ mod tests {
                     let before = matrix(3, m, n, n + pad, &device).1;
                     let what = format!("({m}, {n}, {k}) transposed {transposed} f32 {f32} add {add} pad {pad}");
                     let mut first: Option<Vec<f64>> = None;
-                    for tile in [Some(Tile::Large), Some(Tile::Small), None] {
+                    // The large tile takes whole chunks alone.
+                    let is_whole = pad % 8 == 0 && k % 8 == 0 && (transposed || n % 8 == 0);
+                    large += usize::from(is_whole);
+                    let tiles = [Some(Tile::Large), Some(Tile::Small), None];
+                    for tile in tiles.into_iter().skip(usize::from(!is_whole)) {
                         let mut c = matrix(3, m, n, n + pad, &device).0;
                         if f32 {
                             let wide: Vec<f32> = c.to_f64().iter().map(|&x| x as f32).collect();
@@ -311,6 +332,7 @@ mod tests {
                         let out = Out { cols: n, ..Out::of("c", &mut c).unwrap() };
                         let p = params(out, operand(&a, k), operand(&b, cols), m, k, 0.5, add, ptr::null()).unwrap();
                         let (pair, thin) = if transposed { (&NT, &NT_THIN) } else { (&NN, &NN_THIN) };
+                        assert_eq!(whole_chunks(pair.kind, &p), is_whole, "{what}");
                         side_by_side(l, tile.map_or(thin, |tile| pair.form(tile)), &[p], |g| g).unwrap();
                         let got = c.to_f64();
                         for i in 0..m {
@@ -337,6 +359,7 @@ mod tests {
                 }
             }
         }
+        assert!(large >= 8, "the large tile was tried {large} times");
     }
 
     /// Every tile of tn, whole and split, with rows past the live ones full of NaN.

@@ -60,7 +60,7 @@ const TABLE: [Line; 5] = [
     ((8, 0),  [rule(2, 4, 71, NEVER), rule(2, 4, 71, NEVER), rule(2, 4, 71, NEVER), rule(2, 5, 71, NEVER), rule(2, 5, 71, NEVER)]),
     ((8, 6),  [rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER)]),
     ((8, 9),  [rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER)]),
-    ((9, 0),  [rule(2, 6, 71, NEVER), rule(2, 6, 71, NEVER), rule(2, 6, 71, NEVER), rule(2, 5, 71, NEVER), rule(2, 6, 71, NEVER)]),
+    ((9, 0),  [rule(2, 5, 71, NEVER), rule(2, 5, 71, NEVER), rule(2, 5, 71, NEVER), rule(2, 5, 71, NEVER), rule(2, 6, 71, NEVER)]),
     ((12, 0), [rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER), rule(2, 3, 85, NEVER)]),
 ];
 
