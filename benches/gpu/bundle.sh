@@ -3,7 +3,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-target/gpu-bundle}
-# A build without a compiler for kernels would make a bundle that only says so.
 features=(--features host-kernels)
 rm -rf "$out"
 mkdir -p "$out/configs"
@@ -20,9 +19,23 @@ print(paths[-1])' "$name"
 }
 
 cp "$(built qlora-engine cargo build --release --bin qlora-engine)" "$out/qlora-engine"
+# The kernels are in the program; the other executables load the same from a folder, so that the bundle holds them twice and not
+# four times.
+mkdir "$out/kernels"
+cargo build --release --bin qlora-engine --message-format=json 2>/dev/null | python3 -c '
+import json, re, shutil, sys
+from pathlib import Path
+ran = [m for m in map(json.loads, sys.stdin) if m["reason"] == "build-script-executed" and "qlora-engine" in m["package_id"]]
+table = Path(ran[-1]["out_dir"], "kernels.rs").read_text()
+found = re.findall(r"\"([^\"]*/([a-z0-9_]+)-[0-9a-f]+\.fatbin)\"", table)
+for path, stem in found:
+    shutil.copy(path, Path(sys.argv[1], stem + ".fatbin"))
+sys.exit(0 if found else "gpu-bundle: the program was built without kernels; run make setup")' "$out/kernels"
+export QLORA_NO_NVCC=1
 cp "$(built kernels cargo test --release "${features[@]}" --test kernels --no-run)" "$out/conformance"
 cp "$(built kernels cargo bench "${features[@]}" --bench kernels --no-run)" "$out/bench"
-strip "$out/qlora-engine" "$out/conformance" "$out/bench"
+cp "$(built tiles cargo bench "${features[@]}" --bench tiles --no-run)" "$out/tiles"
+strip "$out/qlora-engine" "$out/conformance" "$out/bench" "$out/tiles"
 mkdir "$out/assets"
 cp -r assets/tiny-base assets/data "$out/assets/"
 cp configs/medical_qlora.yaml "$out/configs/"
@@ -33,7 +46,7 @@ mkdir "$out/peers"
 cp benches/peers/gpu_common.py benches/peers/gpu_kernels.py benches/peers/gpu_steps.py "$out/peers/"
 
 # What the executables ask of the machine: the C library of the oldest system in use, and no C++ library.
-for exe in qlora-engine conformance bench; do
+for exe in qlora-engine conformance bench tiles; do
   newest=$(objdump -T "$out/$exe" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
   if [ "$(printf '%s\nGLIBC_2.34\n' "$newest" | sort -V | tail -1)" != GLIBC_2.34 ]; then
     echo "gpu-bundle: $exe needs $newest; 2.34 is the newest that every supported system has" >&2
@@ -45,7 +58,7 @@ for exe in qlora-engine conformance bench; do
   fi
 done
 # The executables are packed, and unpacked by run.sh: the folder has to travel.
-gzip -9 "$out/qlora-engine" "$out/conformance" "$out/bench"
+gzip -9 "$out/qlora-engine" "$out/conformance" "$out/bench" "$out/tiles"
 size=$(du -sm "$out" | cut -f1)
 if [ "$size" -ge 40 ]; then
   echo "gpu-bundle: $out has $size MB; the limit is 40" >&2

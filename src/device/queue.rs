@@ -109,9 +109,10 @@ impl Queue {
             let why = format!("{bytes} bytes outside of the step's arena were asked for while a graph was recorded");
             return Err(Error::Memory(why));
         }
+        let spare = if pinned { None } else { lock(&self.spare).take(bytes) };
         let addr = match &self.to {
             To::Cuda(cuda) if pinned => cuda.lock_pages(bytes),
-            To::Cuda(cuda) => match lock(&self.spare).take(bytes) {
+            To::Cuda(cuda) => match spare {
                 Some(addr) => Ok(addr),
                 None => cuda.alloc(bytes).or_else(|_| {
                     self.free_spare();
@@ -129,7 +130,10 @@ impl Queue {
     fn release(&self, memory: Memory) {
         match &self.to {
             To::Cuda(cuda) if memory.pinned => self.keep_fault(cuda.unlock_pages(memory.addr)),
-            To::Cuda(_) => self.free(lock(&self.spare).give(memory.addr, memory.bytes)),
+            To::Cuda(_) => {
+                let gone = lock(&self.spare).give(memory.addr, memory.bytes);
+                self.free(gone);
+            }
             #[cfg(feature = "host-kernels")]
             To::Host(_) => host::free(memory.addr, memory.bytes),
         }
