@@ -34,19 +34,23 @@ sys.exit(0 if found else "gpu-bundle: the program was built without kernels; run
 export QLORA_NO_NVCC=1
 cp "$(built kernels cargo test --release "${features[@]}" --test kernels --no-run)" "$out/conformance"
 cp "$(built kernels cargo bench "${features[@]}" --bench kernels --no-run)" "$out/bench"
-cp "$(built tiles cargo bench "${features[@]}" --bench tiles --no-run)" "$out/tiles"
-strip "$out/qlora-engine" "$out/conformance" "$out/bench" "$out/tiles"
+strip "$out/qlora-engine" "$out/conformance" "$out/bench"
 mkdir "$out/assets"
 cp -r assets/tiny-base assets/data "$out/assets/"
 cp configs/medical_qlora.yaml "$out/configs/"
 cp benches/gpu/run.sh "$out/run.sh"
 mkdir -p "$out/tests/golden/models"
-cp -r tests/golden/models/phi3 tests/golden/models/gpt2 "$out/tests/golden/models/"
+# What the tests of the kernels load.
+for model in gpt2 llama3 phi3 qwen3; do
+  cp -r "tests/golden/models/$model" "$out/tests/golden/models/"
+done
+cp tests/golden/models/nf4.safetensors "$out/tests/golden/models/"
+cp -r tests/golden/nf4 "$out/tests/golden/"
 mkdir "$out/peers"
 cp benches/peers/gpu_common.py benches/peers/gpu_kernels.py benches/peers/gpu_steps.py "$out/peers/"
 
 # What the executables ask of the machine: the C library of the oldest system in use, and no C++ library.
-for exe in qlora-engine conformance bench tiles; do
+for exe in qlora-engine conformance bench; do
   newest=$(objdump -T "$out/$exe" | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -1)
   if [ "$(printf '%s\nGLIBC_2.34\n' "$newest" | sort -V | tail -1)" != GLIBC_2.34 ]; then
     echo "gpu-bundle: $exe needs $newest; 2.34 is the newest that every supported system has" >&2
@@ -58,7 +62,7 @@ for exe in qlora-engine conformance bench tiles; do
   fi
 done
 # The executables are packed, and unpacked by run.sh: the folder has to travel.
-gzip -9 "$out/qlora-engine" "$out/conformance" "$out/bench" "$out/tiles"
+gzip -9 "$out/qlora-engine" "$out/conformance" "$out/bench"
 size=$(du -sm "$out" | cut -f1)
 if [ "$size" -ge 40 ]; then
   echo "gpu-bundle: $out has $size MB; the limit is 40" >&2

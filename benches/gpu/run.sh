@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 out=${OUT:-$PWD/out}
 mkdir -p "$out"
 export QLORA_TEST_ROOT=$PWD
-for exe in qlora-engine conformance bench tiles; do
+for exe in qlora-engine conformance bench; do
   [ -x "$exe" ] || gunzip --keep "$exe.gz" || exit 1
 done
 rows=()
@@ -31,7 +31,6 @@ step training-again ./qlora-engine train configs/medical_qlora.yaml output_dir="
 step same-bits cmp "$out/run/adapter_model.safetensors" "$out/run-again/adapter_model.safetensors"
 step training-on-cpu ./qlora-engine train configs/medical_qlora.yaml output_dir="$out/run-cpu" use_cpu=true bf16=true
 step bench env QLORA_KERNELS="$PWD/kernels" ./bench --bench
-step tiles env QLORA_KERNELS="$PWD/kernels" ./tiles --bench
 # The kernels of PyTorch and others beside ours, where the machine has them: nothing fails without them.
 if python3 -c 'import torch' >/dev/null 2>&1; then
   before=$failed

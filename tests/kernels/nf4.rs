@@ -204,8 +204,7 @@ fn what_is_not_finite_is_refused() {
 /// bitsandbytes' own results, given its offset: its sum depends on its number of threads.
 #[test]
 fn equals_bitsandbytes() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/models/nf4.safetensors");
-    let file = Checkpoint::open_file(std::path::Path::new(file)).unwrap();
+    let file = Checkpoint::open_file(&root().join("tests/golden/models/nf4.safetensors")).unwrap();
     let bytes = |key: &str| file.get(key).unwrap().bytes.to_vec();
     for (name, device) in kernel_devices() {
         let code2 = Code2::new(&device).unwrap();
@@ -252,8 +251,7 @@ fn equals_bitsandbytes() {
 /// As above for every case of tests/golden/nf4: ties, neighbours of ties, the largest and the smallest numbers, f16, tails.
 #[test]
 fn equals_bitsandbytes_in_every_case() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/nf4/nf4.safetensors");
-    let file = Checkpoint::open(file).unwrap();
+    let file = Checkpoint::open(root().join("tests/golden/nf4/nf4.safetensors")).unwrap();
     let device = Device::host_kernels(2, false).unwrap();
     let code2 = Code2::new(&device).unwrap();
     let mut cases = 0;
