@@ -40,9 +40,10 @@ cp -r assets/tiny-base assets/data "$out/assets/"
 cp configs/medical_qlora.yaml "$out/configs/"
 cp benches/gpu/run.sh "$out/run.sh"
 mkdir -p "$out/tests/golden/models"
-# What the tests of the kernels load.
-for model in gpt2 llama3 phi3 qwen3; do
+# What the tests of the kernels load: the models, without the results of others.
+for model in gpt2 llama3 mistral phi3 qwen3; do
   cp -r "tests/golden/models/$model" "$out/tests/golden/models/"
+  rm -rf "$out/tests/golden/models/$model/golden"
 done
 cp tests/golden/models/nf4.safetensors "$out/tests/golden/models/"
 cp -r tests/golden/nf4 "$out/tests/golden/"
