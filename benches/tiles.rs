@@ -2,21 +2,21 @@
 //! to 8192 rows, and prints the lines for the table of src/ops/tiles.rs. Without a GPU it says so and ends.
 //!
 //! `cargo bench --bench tiles`. All tiles and paths must give the same bits, or it stops. A product runs as a captured graph
-//! over several sets of inputs, together larger than the second-level cache.
+//! over several sets of inputs, together larger than the second-level cache, between two events of the device.
 
+#[path = "kernels/cases/inputs.rs"]
+mod inputs;
 mod shapes;
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use half::bf16;
+use inputs::{quantised, tensor};
 use qlora_engine::device::{self, Chip, Device, Nf4Path, Tile, Wish, abi};
-use qlora_engine::format::Dtype;
 use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::{self, Dx, Linear, Matrix};
 use qlora_engine::ops::tiles::{self, Kind, Rule, Sample};
-use qlora_engine::quant::{Code2, DeviceNf4, Nf4, Nf4Builder};
-use qlora_engine::tensor::{DType, Float, Tensor};
+use qlora_engine::quant::{Code2, DeviceNf4, Nf4};
+use qlora_engine::tensor::{DType, Tensor};
 use qlora_engine::{Error, Result};
 use shapes::GPU_LAYERS;
 
@@ -58,22 +58,6 @@ impl Case {
     }
 }
 
-/// Seeded numbers in [-1, 1): products of zeros would be faster than those of a model.
-fn values(n: usize, seed: u64) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| bf16::narrow(next())).collect()
-}
-
-fn quantised(out: usize, inn: usize) -> Result<Nf4> {
-    let mut builder = Nf4Builder::new(out, inn, Dtype::BF16, true)?;
-    builder.push(&values(out * inn, 7).iter().map(|x| x.to_f32()).collect::<Vec<_>>(), 8)?;
-    builder.finish()
-}
-
 /// The operands of a case on a device.
 struct Inputs {
     case: Case,
@@ -86,10 +70,6 @@ struct Inputs {
 
 impl Inputs {
     fn new(case: Case, q: Option<&Nf4>, device: &Device) -> Result<Self> {
-        let tensor = |rows: usize, cols: usize, seed| match device.is_plan() {
-            true => Tensor::unwritten(rows, cols, DType::Bf16, device),
-            false => Tensor::from_slice(&values(rows * cols, seed), rows, cols, device),
-        };
         let nf4 = match q {
             Some(q) if !device.is_plan() => Some(DeviceNf4::upload(q, &Code2::new(device)?)?),
             _ => None,
@@ -97,10 +77,10 @@ impl Inputs {
         let trained = if case.kind == Kind::Tn { case.out * case.inn } else { 0 };
         Ok(Inputs {
             case,
-            dense: if case.nf4() { None } else { Some(tensor(case.out, case.inn, 7)?) },
+            dense: if case.nf4() { None } else { Some(tensor(case.out, case.inn, 7, device)?) },
             nf4,
-            x: tensor(case.rows, case.inn, 1)?,
-            dy: tensor(case.rows, case.out, 2)?,
+            x: tensor(case.rows, case.inn, 1, device)?,
+            dy: tensor(case.rows, case.out, 2, device)?,
             grads: Tensor::zeros(1, trained, DType::F32, device)?,
         })
     }
@@ -153,11 +133,7 @@ fn time(case: Case, wish: Wish, q: Option<&Nf4>, device: &Device, l2: usize) -> 
         .ok_or_else(|| Error::Gpu("does not capture".into()))?;
     let mut best = f64::INFINITY;
     for _ in 0..RUNS {
-        device.synchronize()?;
-        let began = Instant::now();
-        graph.launch()?;
-        device.synchronize()?;
-        best = best.min(began.elapsed().as_secs_f64() / copies as f64);
+        best = best.min(device.timed(|| graph.launch())?.as_secs_f64() / copies as f64);
     }
     Ok((best, bits))
 }

@@ -1,6 +1,7 @@
 //! Attention of one long sequence, forward and both ways; and of a step of generation over pages of a cache.
 
-use super::case::{Case, tensor};
+use super::case::Case;
+use super::inputs::tensor;
 use qlora_engine::ops::attention::{self, Attention, Paged, Scores};
 use qlora_engine::tensor::{Index, Live};
 

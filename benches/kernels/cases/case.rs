@@ -1,13 +1,12 @@
-//! A computation that is timed, and what its inputs are made of.
+//! A computation that is timed.
 
-use half::bf16;
+use super::inputs::{quantised, tensor};
 use qlora_engine::Result;
 use qlora_engine::device::Device;
-use qlora_engine::format::Dtype;
 use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::Matrix;
-use qlora_engine::quant::{Code2, DeviceNf4, Nf4, Nf4Builder};
-use qlora_engine::tensor::{DType, Float, Tensor};
+use qlora_engine::quant::{Code2, DeviceNf4, Nf4};
+use qlora_engine::tensor::{DType, Tensor};
 
 /// A computation over its inputs on one device; returns its results.
 pub type Run = Box<dyn FnMut() -> Result<Vec<Tensor>>>;
@@ -26,23 +25,6 @@ pub struct Case {
     pub make: Make,
 }
 
-/// Seeded numbers in [-1, 1), bf16: products of zeros would be faster than those of a model.
-fn values(n: usize, seed: u64) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| bf16::narrow(next())).collect()
-}
-
-pub fn tensor(rows: usize, cols: usize, seed: u64, device: &Device) -> Result<Tensor> {
-    if device.is_plan() {
-        return Tensor::unwritten(rows, cols, DType::Bf16, device);
-    }
-    Tensor::from_slice(&values(rows * cols, seed), rows, cols, device)
-}
-
 /// The matrix of a layer, wherever it lies.
 pub enum Base {
     Dense(Tensor),
@@ -58,9 +40,7 @@ impl Base {
             (true, true) => return Ok(Base::Planned(out, inn)),
             (true, false) => {}
         }
-        let mut builder = Nf4Builder::new(out, inn, Dtype::BF16, true)?;
-        builder.push(&values(out * inn, 7).iter().map(|x| x.to_f32()).collect::<Vec<_>>(), 8)?;
-        let q = builder.finish()?;
+        let q = quantised(out, inn)?;
         match device.runs_kernels() {
             true => Ok(Base::Device(Box::new(DeviceNf4::upload(&q, &Code2::new(device)?)?))),
             false => Ok(Base::Host(q)),

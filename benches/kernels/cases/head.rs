@@ -1,6 +1,7 @@
 //! The head: logits, loss and the gradient of what it reads, in chunks.
 
-use super::case::{Case, tensor};
+use super::case::Case;
+use super::inputs::tensor;
 use qlora_engine::ops::{Slot, linear_cross_entropy};
 use qlora_engine::tensor::{DType, Index, Live, Tensor};
 

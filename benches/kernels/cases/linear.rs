@@ -1,6 +1,7 @@
 //! A layer with its adapter: NF4 and bf16, forward and both ways; and for the few rows of a step of generation.
 
-use super::case::{Base, Case, tensor};
+use super::case::{Base, Case};
+use super::inputs::tensor;
 use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora};
 use qlora_engine::tensor::{DType, Tensor};

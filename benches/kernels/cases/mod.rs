@@ -3,6 +3,7 @@
 mod attention;
 pub mod case;
 mod head;
+mod inputs;
 mod linear;
 pub mod measure;
 mod nf4;

@@ -1,6 +1,7 @@
 //! What works row by row: the bound is memory.
 
-use super::case::{Case, tensor};
+use super::case::Case;
+use super::inputs::tensor;
 use qlora_engine::ops::{Slot, rms_norm, swiglu};
 
 pub fn cases(model: &str, tokens: usize, hidden: usize, mlp: usize) -> Vec<Case> {
