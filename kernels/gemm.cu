@@ -14,8 +14,7 @@ constexpr bool fits(int m, int n, int threads, size_t shared) {
 static_assert(fits<Large, Op::kNt>(GEMM_128_M, GEMM_128_N, GEMM_128_BLOCK, GEMM_128_SHARED), "as gemm.h says");
 static_assert(fits<Small, Op::kNt>(GEMM_64_M, GEMM_64_N, GEMM_64_BLOCK, GEMM_64_SHARED), "as gemm.h says");
 static_assert(fits<Thin, Op::kNt>(GEMM_THIN_M, GEMM_THIN_N, GEMM_THIN_BLOCK, GEMM_THIN_SHARED), "as gemm.h says");
-static_assert(fits<Tall, Op::kTn>(GEMM_TALL_M, GEMM_TALL_N, GEMM_TALL_BLOCK, GEMM_TALL_SHARED), "as gemm.h says");
-static_assert(fits<Wide, Op::kTn>(GEMM_TALL_N, GEMM_TALL_M, GEMM_TALL_BLOCK, GEMM_TALL_SHARED), "as gemm.h says");
+static_assert(fits<Wide, Op::kTn>(GEMM_WIDE_M, GEMM_WIDE_N, GEMM_WIDE_BLOCK, GEMM_WIDE_SHARED), "as gemm.h says");
 
 struct ColumnsSmem {
   float part[GEMM_COLUMNS_BLOCK / QE_WARP][QE_WARP];
@@ -29,14 +28,12 @@ QE_KERNEL(gemm_nt_64, GemmGroup, GEMM_64_BLOCK) { dense<Small, Op::kNt>(p); }
 QE_KERNEL(gemm_nt_thin, GemmGroup, GEMM_THIN_BLOCK) { dense<Thin, Op::kNt, true>(p); }
 QE_KERNEL(gemm_nn_128, GemmGroup, 512) { dense<Large, Op::kNn>(p); }
 QE_KERNEL(gemm_nn_64, GemmGroup, GEMM_64_BLOCK) { dense<Small, Op::kNn>(p); }
-QE_KERNEL(gemm_nn_thin, GemmGroup, GEMM_THIN_BLOCK) { dense<Thin, Op::kNn>(p); }
 QE_KERNEL(gemm_tn_128, GemmGroup, 512) { transposed<Large>(p); }
 QE_KERNEL(gemm_tn_64, GemmGroup, GEMM_64_BLOCK) { transposed<Small>(p); }
-QE_KERNEL(gemm_tn_tall, GemmGroup, GEMM_TALL_BLOCK) { transposed<Tall>(p); }
-QE_KERNEL(gemm_tn_wide, GemmGroup, GEMM_TALL_BLOCK) { transposed<Wide, true>(p); }
+QE_KERNEL(gemm_tn_wide, GemmGroup, GEMM_WIDE_BLOCK) { transposed<Wide, true>(p); }
 
 QE_KERNEL(gemm_tn_sum, GemmGroup, GEMM_SUM_BLOCK) {
-  const Part part = part_of(p, blockIdx.x);
+  const Part part = part_of(p.ends, blockIdx.x);
   const Gemm& g = p.of[part.member];
   const long long i = static_cast<long long>(part.at) * GEMM_SUM_BLOCK + threadIdx.x;
   if (i >= g.m * g.n) return;

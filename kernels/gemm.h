@@ -16,14 +16,14 @@
 //           their columns of tiles lie side by side: 8 rows of tiles of all members come before the next 8, so that what they
 //           read of a common A (x of q, k and v) is read from L2 by all but the first. tn: the members have the same k and the
 //           same split; one's tiles follow the other's within each split, so the common rows are in L2 here as well.
-// Launch    grid = (tiles of all members, tn: ceil(k / split)); a tile is GEMM_<shape>_M x GEMM_<shape>_N ("wide" is "tall"
-//           with M and N exchanged), block = GEMM_<shape>_BLOCK, shared memory GEMM_<shape>_SHARED.
-//           Dropout: GEMM_DROP_A by thin, GEMM_DROP_B by wide, GEMM_DROP_SECOND by all of nn but 128.
-//           thin: few columns (a low rank); tall, wide: n or m is a low rank.
+// Launch    grid = (tiles of all members, tn: ceil(k / split)); a tile is GEMM_<shape>_M x GEMM_<shape>_N,
+//           block = GEMM_<shape>_BLOCK, shared memory GEMM_<shape>_SHARED.
+//           Dropout: GEMM_DROP_A by thin, GEMM_DROP_B by wide, GEMM_DROP_SECOND by nn_64.
+//           thin (nt): few columns, a low rank; wide (tn): few rows, the same.
 //           sum: grid = ceil(m * n / GEMM_SUM_BLOCK) of all members, after a split tn: C += alpha * sum over splits of partial.
 //           columns: grid = ceil(n / 32), block = GEMM_COLUMNS_BLOCK: C (1, n) f32 += sum over live rows of A (k, n).
 // Writes    the live rows of C.
-// Bound     compute: 2 m n (k + k2) operations; thin, tall, wide: memory.
+// Bound     compute: 2 m n (k + k2) operations; thin, wide: memory.
 #pragma once
 #include "include/gemm.h"
 
@@ -42,10 +42,10 @@
 #define GEMM_THIN_BLOCK 256
 #define GEMM_THIN_SHARED 49152
 
-#define GEMM_TALL_M 128
-#define GEMM_TALL_N 32
-#define GEMM_TALL_BLOCK 128
-#define GEMM_TALL_SHARED 40960
+#define GEMM_WIDE_M 32
+#define GEMM_WIDE_N 128
+#define GEMM_WIDE_BLOCK 128
+#define GEMM_WIDE_SHARED 40960
 
 #define GEMM_SUM_BLOCK 256
 #define GEMM_COLUMNS_BLOCK 256

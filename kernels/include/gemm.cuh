@@ -27,7 +27,6 @@ struct Shape {
 using Large = Shape<128, 128, 32, 2, 4, 1, 3>;
 using Small = Shape<64, 64, 32, 2, 2, 1, 4>;
 using Thin = Shape<32, 32, 128, 1, 1, 8, 3>;
-using Tall = Shape<128, 32, 32, 4, 1, 1, 4>;
 using Wide = Shape<32, 128, 32, 1, 4, 1, 4>;
 
 // ROWS x COLS bf16 in shared memory, in chunks of 16 bytes that are permuted within a row so that neither ldmatrix (8 rows of
@@ -353,10 +352,10 @@ struct Part {
   int member;
   unsigned at;
 };
-QE_DEV Part part_of(const GemmGroup& group, unsigned at) {
+QE_DEV Part part_of(const unsigned (&ends)[GEMM_MEMBERS], unsigned at) {
   int i = 0;
-  while (i + 1 < GEMM_MEMBERS && at >= group.ends[i]) ++i;
-  return {i, i > 0 ? at - group.ends[i - 1] : at};
+  while (i + 1 < GEMM_MEMBERS && at >= ends[i]) ++i;
+  return {i, i > 0 ? at - ends[i - 1] : at};
 }
 
 // Tile `at` of `across` columns of tiles: within strips of 8 rows of tiles column by column, so that neighbours in time share
@@ -380,13 +379,13 @@ struct Place {
 template <class S>
 QE_DEV Place place(const GemmGroup& group) {
   const Tiles t = tile_of<S>(blockIdx.x, group.of[0].m, group.ends[GEMM_MEMBERS - 1]);
-  const Part p = part_of(group, t.col);
+  const Part p = part_of(group.ends, t.col);
   return {p.member, static_cast<int>(t.row * S::kM), static_cast<int>(p.at * S::kN)};
 }
 // tn: one member after the other, all of them for the same rows of the operands before the next rows.
 template <class S>
 QE_DEV Place place_tn(const GemmGroup& group) {
-  const Part p = part_of(group, blockIdx.x);
+  const Part p = part_of(group.ends, blockIdx.x);
   const Gemm& g = group.of[p.member];
   const Tiles t = tile_of<S>(p.at, g.m, static_cast<unsigned>((g.n + S::kN - 1) / S::kN));
   return {p.member, static_cast<int>(t.row * S::kM), static_cast<int>(t.col * S::kN)};

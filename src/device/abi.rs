@@ -48,10 +48,10 @@ pub const GEMM_THIN_M: u32 = 32;
 pub const GEMM_THIN_N: u32 = 32;
 pub const GEMM_THIN_BLOCK: u32 = 256;
 pub const GEMM_THIN_SHARED: u32 = 49152;
-pub const GEMM_TALL_M: u32 = 128;
-pub const GEMM_TALL_N: u32 = 32;
-pub const GEMM_TALL_BLOCK: u32 = 128;
-pub const GEMM_TALL_SHARED: u32 = 40960;
+pub const GEMM_WIDE_M: u32 = 32;
+pub const GEMM_WIDE_N: u32 = 128;
+pub const GEMM_WIDE_BLOCK: u32 = 128;
+pub const GEMM_WIDE_SHARED: u32 = 40960;
 pub const GEMM_SUM_BLOCK: u32 = 256;
 pub const GEMM_COLUMNS_BLOCK: u32 = 256;
 pub const GEMM_COLUMNS_SHARED: u32 = 1024;
@@ -92,6 +92,13 @@ pub const LAYER_NORM_WARP: u32 = 1024;
 pub const LAYER_NORM_SHARED: u32 = 32;
 pub const LAYER_NORM_COLUMNS: u32 = 64;
 pub const LAYER_NORM_SUMS: u32 = 2048;
+pub const LORA_BWD_RANK: u32 = 32;
+pub const LORA_BWD_RANKS: u32 = 16;
+pub const LORA_BWD_COLUMNS: u32 = 256;
+pub const LORA_BWD_ROWS: u32 = 256;
+pub const LORA_BWD_BLOCK: u32 = 128;
+pub const LORA_BWD_SHARED: u32 = 45056;
+pub const LORA_BWD_SUM_BLOCK: u32 = 256;
 pub const NF4_THREADS: u32 = 256;
 pub const NF4_QUANTISE_TILE: u32 = 2048;
 pub const NF4_DEQUANTISE_TILE: u32 = 8192;
@@ -508,6 +515,28 @@ pub struct LayerNormWeight {
     pub live: *const ::std::os::raw::c_uint,
     pub rows: ::std::os::raw::c_longlong,
     pub n: ::std::os::raw::c_int,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraBwd {
+    pub q: *mut bf16,
+    pub dy: *const bf16,
+    pub b: *const bf16,
+    pub p: *const bf16,
+    pub db: *mut f32,
+    pub q_parts: *mut f32,
+    pub b_parts: *mut f32,
+    pub out: ::std::os::raw::c_longlong,
+    pub r: ::std::os::raw::c_int,
+    pub scale: f32,
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LoraBwdGroup {
+    pub of: [LoraBwd; 3usize],
+    pub ends: [::std::os::raw::c_uint; 3usize],
+    pub live: *const ::std::os::raw::c_uint,
+    pub rows: ::std::os::raw::c_longlong,
 }
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

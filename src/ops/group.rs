@@ -12,8 +12,8 @@ use crate::device::{Kernel, Launcher, Params, Tile, abi, kernels};
 use crate::error::Result;
 use crate::tensor::{DType, Tensor};
 
-/// Most products in a launch.
-const MEMBERS: usize = abi::GEMM_MEMBERS as usize;
+/// Most members of a launch.
+pub(crate) const MEMBERS: usize = abi::GEMM_MEMBERS as usize;
 
 /// A kernel and what a launch needs to know of it.
 struct Form<P> {
@@ -39,9 +39,10 @@ const fn thin(kernel: Kernel<abi::GemmGroup>) -> Form<abi::GemmGroup> {
     Form { kernel, m, n, threads: abi::GEMM_THIN_BLOCK, shared: abi::GEMM_THIN_SHARED }
 }
 
-/// For few columns, or on its side for few rows.
-const fn tall(kernel: Kernel<abi::GemmGroup>, m: u32, n: u32) -> Form<abi::GemmGroup> {
-    Form { kernel, m, n, threads: abi::GEMM_TALL_BLOCK, shared: abi::GEMM_TALL_SHARED }
+/// For few rows.
+const fn wide(kernel: Kernel<abi::GemmGroup>) -> Form<abi::GemmGroup> {
+    let (m, n) = (abi::GEMM_WIDE_M, abi::GEMM_WIDE_N);
+    Form { kernel, m, n, threads: abi::GEMM_WIDE_BLOCK, shared: abi::GEMM_WIDE_SHARED }
 }
 
 /// A kind of product in both of its square tiles.
@@ -97,9 +98,7 @@ const TN: Pair<abi::GemmGroup> = dense(Kind::Tn, kernels::GEMM_TN_128, kernels::
 const NF4_NT: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nt, kernels::GEMM_NF4_NT_128, kernels::GEMM_NF4_NT_64);
 const NF4_NN: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nn, kernels::GEMM_NF4_NN_128, kernels::GEMM_NF4_NN_64);
 const NT_THIN: Form<abi::GemmGroup> = thin(kernels::GEMM_NT_THIN);
-const NN_THIN: Form<abi::GemmGroup> = thin(kernels::GEMM_NN_THIN);
-const TN_TALL: Form<abi::GemmGroup> = tall(kernels::GEMM_TN_TALL, abi::GEMM_TALL_M, abi::GEMM_TALL_N);
-const TN_WIDE: Form<abi::GemmGroup> = tall(kernels::GEMM_TN_WIDE, abi::GEMM_TALL_N, abi::GEMM_TALL_M);
+const TN_WIDE: Form<abi::GemmGroup> = wide(kernels::GEMM_TN_WIDE);
 
 fn along(n: i64, of: u32) -> usize {
     (n as usize).div_ceil(of as usize)
@@ -128,9 +127,7 @@ pub(crate) fn nt(l: &Launcher, members: &[abi::Gemm]) -> Result<()> {
 /// # Errors
 /// As [`nt`].
 pub(crate) fn nn(l: &Launcher, members: &[abi::Gemm]) -> Result<()> {
-    let (few, many): (Vec<_>, Vec<_>) = members.iter().partition(|p| p.n <= i64::from(abi::GEMM_THIN_N));
-    few.chunks(MEMBERS).try_for_each(|some| side_by_side(l, &NN_THIN, some, |g| g))?;
-    many.chunks(MEMBERS).try_for_each(|some| {
+    members.chunks(MEMBERS).try_for_each(|some| {
         // The large tile has no registers left for dropout.
         let drops = some.iter().any(|p| p.dropout == abi::GEMM_DROP_SECOND as i32);
         let form = if drops { &NN.small } else { NN.suited(l, some, 1)? };
@@ -197,14 +194,10 @@ pub(crate) fn tn(l: &Launcher, members: &[abi::Gemm], scratch: Option<&mut Tenso
     let split: Vec<abi::Gemm> = left.iter().filter(|p| p.split > 0).copied().collect();
     while let Some(first) = left.first().copied() {
         let splits = if first.split > 0 { along(first.k, first.split as u32) } else { 1 };
-        let alike = |p: &abi::Gemm| (side(p), p.k, p.split) == (side(&first), first.k, first.split);
+        let alike = |p: &abi::Gemm| (is_wide(p), p.k, p.split) == (is_wide(&first), first.k, first.split);
         let (now, later): (Vec<_>, Vec<_>) = left.iter().partition(|p| alike(p));
         now.chunks(MEMBERS).try_for_each(|some| {
-            let form = match side(&first) {
-                Side::Tall => &TN_TALL,
-                Side::Wide => &TN_WIDE,
-                Side::Square => TN.suited(l, some, splits)?,
-            };
+            let form = if is_wide(&first) { &TN_WIDE } else { TN.suited(l, some, splits)? };
             let (g, tiles) = group(some, |p| tiles_of(form, p))?;
             launch(l, form, &g, tiles, splits)
         })?;
@@ -217,34 +210,30 @@ pub(crate) fn tn(l: &Launcher, members: &[abi::Gemm], scratch: Option<&mut Tenso
     })
 }
 
-/// How a result of `gemm_tn` lies.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Tall,
-    Wide,
-    Square,
-}
-
-fn side(p: &abi::Gemm) -> Side {
-    match () {
-        // What is dropped as it is read is read by the wide kernel.
-        () if p.dropout == abi::GEMM_DROP_B as i32 => Side::Wide,
-        () if p.n <= i64::from(abi::GEMM_TALL_N) => Side::Tall,
-        () if p.m <= i64::from(abi::GEMM_TALL_N) => Side::Wide,
-        () => Side::Square,
-    }
+/// Whether `gemm_tn_wide` computes it: of few rows, or with an operand that is dropped as it is read.
+fn is_wide(p: &abi::Gemm) -> bool {
+    p.m <= i64::from(abi::GEMM_WIDE_M) || p.dropout == abi::GEMM_DROP_B as i32
 }
 
 /// The parameters of a launch of these members, each of which has so many parts, and the number of all parts.
 fn group(members: &[abi::Gemm], parts: impl Fn(&abi::Gemm) -> usize) -> Result<(abi::GemmGroup, usize)> {
-    let member = |i: usize| &members[i.min(members.len() - 1)];
+    let (of, ends, all) = in_line(members, parts)?;
+    Ok((abi::GemmGroup { of, ends }, all))
+}
+
+/// The members of a launch, of which there is one at least (the last one repeated where there are fewer than a launch takes),
+/// where the parts of each end, and the number of all parts.
+pub(crate) fn in_line<T: Copy>(
+    members: &[T],
+    parts: impl Fn(&T) -> usize,
+) -> Result<([T; MEMBERS], [u32; MEMBERS], usize)> {
     let mut all = 0;
     let mut ends = [0; MEMBERS];
     for (i, end) in ends.iter_mut().enumerate() {
         all += members.get(i).map_or(0, &parts);
-        *end = size("tiles", all)?;
+        *end = size("blocks", all)?;
     }
-    Ok((abi::GemmGroup { of: array::from_fn(|i| *member(i)), ends }, all))
+    Ok((array::from_fn(|i| members[i.min(members.len() - 1)]), ends, all))
 }
 
 fn launch<P: Params>(l: &Launcher, form: &Form<P>, p: &P, blocks: usize, splits: usize) -> Result<()> {
@@ -324,6 +313,8 @@ mod tests {
                     large += usize::from(is_whole);
                     let tiles = [Some(Tile::Large), Some(Tile::Small), None];
                     for tile in tiles.into_iter().skip(usize::from(!is_whole)) {
+                        let (pair, thin) = if transposed { (&NT, Some(&NT_THIN)) } else { (&NN, None) };
+                        let Some(form) = tile.map(|tile| pair.form(tile)).or(thin) else { continue };
                         let mut c = matrix(3, m, n, n + pad, &device).0;
                         if f32 {
                             let wide: Vec<f32> = c.to_f64().iter().map(|&x| x as f32).collect();
@@ -331,9 +322,8 @@ mod tests {
                         }
                         let out = Out { cols: n, ..Out::of("c", &mut c).unwrap() };
                         let p = params(out, operand(&a, k), operand(&b, cols), m, k, 0.5, add, ptr::null()).unwrap();
-                        let (pair, thin) = if transposed { (&NT, &NT_THIN) } else { (&NN, &NN_THIN) };
                         assert_eq!(whole_chunks(pair.kind, &p), is_whole, "{what}");
-                        side_by_side(l, tile.map_or(thin, |tile| pair.form(tile)), &[p], |g| g).unwrap();
+                        side_by_side(l, form, &[p], |g| g).unwrap();
                         let got = c.to_f64();
                         for i in 0..m {
                             for j in 0..n {

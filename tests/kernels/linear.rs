@@ -176,6 +176,41 @@ fn dense_layers_match_reference() {
     }
 }
 
+/// Adapters of more columns and rows than a block of `lora_bwd` has, with ranks on both sides of its limits.
+#[test]
+fn adapters_of_many_blocks_match_reference() {
+    for (r, out) in [(1, 257), (17, 300), (24, 530), (32, 264), (33, 264)] {
+        let dropout = r == 24;
+        matches(&Case { rows: 290, inn: 24, out, r, bias: false, residual: false, dropout, nf4: None, seed: 3 });
+    }
+}
+
+/// Neither by `lora_bwd` nor by the products for larger ranks; the gradients of A and x, which come by way of Q, stay.
+#[test]
+fn a_frozen_b_gets_no_gradient() {
+    let device = Device::host_kernels(2, false).unwrap();
+    let (rows, inn, out) = (70, 24, 40);
+    let t = |seed, rows: usize, cols: usize| tensor(&random(seed, rows * cols), rows, cols, DType::Bf16, &device);
+    for r in [8, 40] {
+        let (x, dy, w, ab) = (t(1, rows, inn), t(2, rows, out), t(3, out, inn), t(4, 1, r * (inn + out)));
+        let run = |grad: bool| {
+            let a = Slot { tensor: &ab, offset: 0, rows: r, cols: inn, grad: true };
+            let b = Slot { tensor: &ab, offset: r * inn, rows: out, cols: r, grad };
+            let lora = Lora { a, b, scale: SCALE, dropout: None };
+            let l = Linear { w: Matrix::Dense(Slot::whole(&w)), bias: None, lora: Some(lora) };
+            let mut grads = tensor(&vec![1.0; ab.len()], 1, ab.len(), DType::F32, &device);
+            let (_, saved) = linear::fwd(&x, &l, None).unwrap();
+            let dx = linear::bwd(saved, &x, &l, &dy, Dx::New, &mut grads).unwrap().unwrap();
+            let grads = grads.to_f64();
+            let (of_a, of_b) = grads.split_at(r * inn);
+            (dx.to_f64(), of_a.to_vec(), of_b.to_vec())
+        };
+        let (trained, frozen) = (run(true), run(false));
+        assert!((&trained.0, &trained.1) == (&frozen.0, &frozen.1), "rank {r}");
+        assert!(frozen.2.iter().all(|&g| g == 1.0) && trained.2.iter().all(|&g| g != 1.0), "rank {r}");
+    }
+}
+
 /// Rows of whole blocks, and rows that blocks straddle.
 const NF4: [(usize, usize, usize); 6] =
     [(7, 64, 65), (65, 128, 200), (130, 192, 64), (33, 70, 48), (1, 256, 130), (64, 100, 33)];
@@ -466,7 +501,7 @@ fn launches(path: Nf4Path) -> (Vec<&'static str>, usize) {
 #[cfg(not(feature = "host-asan"))]
 #[test]
 fn a_group_shares_its_launches() {
-    let gradients = ["gemm_tn_tall", "gemm_tn_sum", "gemm_nn_thin", "gemm_tn_wide", "gemm_tn_sum"];
+    let gradients = ["lora_bwd_parts", "lora_bwd_sum", "gemm_tn_wide", "gemm_tn_sum"];
     let (fused, fused_bytes) = launches(Nf4Path::Fused);
     assert_eq!(fused, [&["gemm_nt_thin", "gemm_nf4_nt_64"], &gradients[..], &["gemm_nf4_nn_64"; 3]].concat());
     let (copied, bytes) = launches(Nf4Path::Scratch);

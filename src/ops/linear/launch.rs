@@ -1,4 +1,4 @@
-use super::{Bwd, Fwd, Lora, Matrix};
+use super::{Bwd, Fwd, Lora, Matrix, lora_bwd};
 use crate::device::{Launcher, abi, kernels};
 use crate::error::Result;
 use crate::ops::product::{self, Operand, Out};
@@ -61,6 +61,7 @@ pub(super) fn gradients(
     grads: &mut Tensor,
     mut partial: Option<&mut Tensor>,
 ) -> Result<()> {
+    lora_bwd::bwd(l, x, members, grads, partial.as_deref_mut())?;
     let (of_x, live) = (Operand::of("linear x", x)?, x.live());
     let mut sum = |slot: Slot, a: Operand, b: Operand| {
         product::params(Out::grad(slot, grads), a, b, slot.rows, a.rows, 1.0, true, live)
@@ -72,12 +73,14 @@ pub(super) fn gradients(
             of_w.push(sum(w, of_dy, of_x)?);
         }
         let (Some(lora), Some((p, mid))) = (&m.l.lora, &mut m.lora) else { continue };
-        let b = Operand::slot("lora B", lora.b)?;
-        if lora.b.grad {
-            of_b.push(sum(lora.b, of_dy, Operand::of("linear P", p)?)?);
+        if !lora_bwd::takes(lora) {
+            let b = Operand::slot("lora B", lora.b)?;
+            if lora.b.grad {
+                of_b.push(sum(lora.b, of_dy, Operand::of("linear P", p)?)?);
+            }
+            let to = Out::of("linear Q", mid)?;
+            q.push(product::params(to, of_dy, b, x.rows(), b.rows, lora.scale as f32, false, live)?);
         }
-        let to = Out::of("linear Q", mid)?;
-        q.push(product::params(to, of_dy, b, x.rows(), b.rows, lora.scale as f32, false, live)?);
         if lora.a.grad {
             let g = sum(lora.a, Operand::of("linear Q", mid)?, of_x)?;
             of_a.push(dropped(l, g, lora, abi::GEMM_DROP_B));

@@ -17,6 +17,7 @@
 mod cpu;
 mod decode;
 mod launch;
+mod lora_bwd;
 
 pub use decode::{Group, decode, decode_grouped};
 
@@ -223,8 +224,8 @@ pub fn bwd(saved: Saved, x: &Tensor, l: &Linear, dy: &Tensor, dx: Dx, grads: &mu
     bwd_group([saved], x, [*l], [dy], dx, grads)
 }
 
-/// As [`bwd`] of one layer after the other, the gradient of `x` being their sum, with the same bits. Kernels take Q of all of
-/// them in one launch, and so the gradients of all B and of all A. What each adds to the gradient of `x` stays a launch of its
+/// As [`bwd`] of one layer after the other, the gradient of `x` being their sum, with the same bits. Kernels take Q and
+/// the gradients of B of all of them in one pass over each dy, and the gradients of all A in one launch. What each adds to the gradient of `x` stays a launch of its
 /// own: they add to one result, in their order. No two layers share a trained parameter.
 ///
 /// # Errors
@@ -290,16 +291,22 @@ pub fn bwd_group<const N: usize>(
     Ok(dx)
 }
 
-/// What kernels need for the partial sums of the products over rows: as much as the largest launch, which are those of all
-/// W, of all B and of all A.
+/// What kernels need for partial sums: as much as the largest launch, which are the products over rows of all W, of all B of a
+/// large rank and of all A, and `lora_bwd` of the other adapters.
 fn partial_sums(x: &Tensor, layers: &[Linear]) -> Result<Option<Tensor>> {
     if !x.device().runs_kernels() {
         return Ok(None);
     }
     let of = |slot: Slot| if slot.grad { product::tn_scratch(slot.rows, slot.cols, x.rows()) } else { 0 };
+    let (low, high): (Vec<Lora>, Vec<Lora>) = layers.iter().filter_map(|l| l.lora).partition(lora_bwd::takes);
+    let parts = |lora: &Lora| {
+        let (of_q, of_b) = lora_bwd::scratch(lora, x.rows());
+        of_q + of_b
+    };
     let most = [
         layers.iter().filter_map(|l| l.w.trained()).map(of).sum::<usize>(),
-        layers.iter().filter_map(|l| Some(of(l.lora?.b))).sum(),
+        high.iter().map(|lora| of(lora.b)).sum(),
+        low.iter().map(parts).sum(),
         layers.iter().filter_map(|l| Some(of(l.lora?.a))).sum(),
     ];
     match most.into_iter().max() {
