@@ -392,7 +392,8 @@ void fail(const char* why, int line) {
 void cp_async(void* dst, const void* src, int bytes, bool valid, int line) {
   Fiber& f = *current.fiber;
   f.copy_line = line;
-  const uintptr_t misaligned = (reinterpret_cast<uintptr_t>(dst) | (valid ? reinterpret_cast<uintptr_t>(src) : 0)) % bytes;
+  // PTX asks for both, whether `src` is read or not.
+  const uintptr_t misaligned = (reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(src)) % bytes;
   if (misaligned != 0) fail("an asynchronous copy of unaligned addresses", line);
   if (f.pending_count == kMaxPending) fail("too many asynchronous copies under way", line);
   f.pending[f.pending_count++] = PendingCopy{dst, valid ? src : nullptr, bytes, f.groups};

@@ -5,7 +5,7 @@
 
 namespace qe {
 #if defined(__CUDACC__)
-// 16 bytes from `src` (global) to `dst` (shared), both aligned to 16; zeros if not `valid` (`src` is then not read).
+// 16 bytes from `src` (global) to `dst` (shared), both aligned to 16; zeros if not `valid` (`src` is then not read, but aligned too).
 QE_DEV void cp_async16(void* dst, const void* src, bool valid = true) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(dst));
   const int bytes = valid ? 16 : 0;

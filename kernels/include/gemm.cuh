@@ -120,7 +120,7 @@ struct Walk {
       void* to = tile.chunk(r + n * kApart, c);
       const bf16* from = at + static_cast<long long>(ld) * (n * kApart);
       const int count = n * kApart < rows ? cols : 0;
-      if (count <= 0 || (aligned && count >= 8))
+      if (aligned && (count <= 0 || count >= 8))
         cp_async16(to, from, count > 0);
       else
         *static_cast<Chunk*>(to) = read_chunk(from, count, false);
