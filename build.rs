@@ -245,16 +245,18 @@ fn compile_host(sources: &[PathBuf], asan: bool) {
     let mut build = host_compiler();
     if asan {
         build.flag("-fsanitize=address").flag("-fno-omit-frame-pointer");
-        // rustc links without the compiler's default libraries, so the runtime is named: whole, since what replaces malloc is
-        // not otherwise asked for; from the first moment on (preinit).
-        let [whole, preinit] = ["libasan.a", "libasan_preinit.o"].map(|name| {
+        // A GPU faults on unaligned packs, which this machine reads; and an int that overflows is no address.
+        build.flag("-fsanitize=alignment,signed-integer-overflow").flag("-fno-sanitize-recover=all");
+        // rustc links without the compiler's default libraries, so the runtimes are named: the first whole, since what replaces
+        // malloc is not otherwise asked for; from the first moment on (preinit).
+        let [whole, preinit, undefined] = ["libasan.a", "libasan_preinit.o", "libubsan.a"].map(|name| {
             let mut compiler = build.get_compiler().to_command();
             let said = compiler.arg(format!("-print-file-name={name}")).output().expect("the C++ compiler runs");
             let path = PathBuf::from(String::from_utf8_lossy(&said.stdout).trim());
             assert!(path.is_file(), "host-asan: {name} of gcc is needed; apt-get install libgcc-dev brings it");
             path.display().to_string()
         });
-        for arg in [&preinit, "-Wl,--whole-archive", &whole, "-Wl,--no-whole-archive", "-lstdc++", "-lm"] {
+        for arg in [&preinit, "-Wl,--whole-archive", &whole, "-Wl,--no-whole-archive", &undefined, "-lstdc++", "-lm"] {
             println!("cargo:rustc-link-arg={arg}");
         }
     }

@@ -95,6 +95,7 @@ struct Ldmatrix {
 
 inline void mma_bf16(Mma m, int line) { wait_warp(Collective::kMmaBf16, &m, line); }
 inline void ldmatrix_x4(unsigned (&r)[4], const void* row, bool trans, int line) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix of an unaligned row", line);
   Ldmatrix m{r, row};
   wait_warp(trans ? Collective::kLdmatrixTrans : Collective::kLdmatrix, &m, line);
 }

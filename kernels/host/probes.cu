@@ -35,8 +35,8 @@ QE_KERNEL(probe_divergence, Probe, PROBE_THREADS) {
   p.out[thread()] = p.in[thread()];
 }
 
-// Past the end, by one element: 1 write shared, 2 read shared, 3 write out, 4 read in. Launched with n floats of shared
-// memory.
+// Past the end, by one element: 1 write shared, 2 read shared, 3 write out, 4 read in. 5: four at once, unaligned. Launched
+// with n floats of shared memory.
 QE_KERNEL(probe_overrun, Probe, PROBE_THREADS) {
   float* s = &shared<float>();
   if (thread() > 0) return;
@@ -46,21 +46,28 @@ QE_KERNEL(probe_overrun, Probe, PROBE_THREADS) {
   if (p.which == 2) s[past - 1] = s[past];
   if (p.which == 3) p.out[past] = 1;
   if (p.which == 4) s[past - 1] = p.in[past];
+  if (p.which == 5) s[past - 1] = load<4>(p.in + 1).v[0];
   p.out[0] = s[past - 1];
 }
 
 // out = in, four floats a thread, by asynchronous copies. 1: without the wait before they are read. 2: without any wait.
-// 3: the wait lets one group be under way still, and it is the one that is read.
+// 3: the wait lets one group be under way still, and it is the one that is read. 4: out of the next thread's four, and before
+// they are read the copies of zeros over them have begun.
 QE_KERNEL(probe_copy, Probe, PROBE_THREADS) {
   float* s = &shared<float>();
   const int at = 4 * thread();
   cp_async16(s + at, p.in + at);
   cp_async_commit();
-  if (p.which == 0) cp_async_wait<0>();
+  if (p.which == 0 || p.which == 4) cp_async_wait<0>();
   if (p.which == 3) cp_async_wait<1>();
   sync_block();  // every thread's copies, if they have landed
-  for (int i = 0; i < 4; ++i) p.out[at + i] = s[at + i];
-  if (p.which == 1 || p.which == 3) cp_async_wait<0>();
+  if (p.which == 4) {
+    cp_async16(s + at, p.in, false);
+    cp_async_commit();
+  }
+  const int from = p.which == 4 ? (at + 4) % (4 * static_cast<int>(blockDim.x)) : at;
+  for (int i = 0; i < 4; ++i) p.out[at + i] = s[from + i];
+  if (p.which == 1 || p.which >= 3) cp_async_wait<0>();
 }
 
 // out (16, 8) = A B^T, A (16, 16) and B (8, 16) row-major in `in`, as bf16. 1: two registers of A swapped. 2: those of B.

@@ -389,6 +389,11 @@ void fail(const char* why, int line) {
   abort();
 }
 
+static void land(const PendingCopy& c) {
+  if (c.src != nullptr) memcpy(c.dst, c.src, c.bytes);
+  else memset(c.dst, 0, c.bytes);
+}
+
 void cp_async(void* dst, const void* src, int bytes, bool valid, int line) {
   Fiber& f = *current.fiber;
   f.copy_line = line;
@@ -396,7 +401,11 @@ void cp_async(void* dst, const void* src, int bytes, bool valid, int line) {
   const uintptr_t misaligned = (reinterpret_cast<uintptr_t>(dst) | reinterpret_cast<uintptr_t>(src)) % bytes;
   if (misaligned != 0) fail("an asynchronous copy of unaligned addresses", line);
   if (f.pending_count == kMaxPending) fail("too many asynchronous copies under way", line);
-  f.pending[f.pending_count++] = PendingCopy{dst, valid ? src : nullptr, bytes, f.groups};
+  PendingCopy c{dst, valid ? src : nullptr, bytes, f.groups};
+  // A copy may land at any time from here to its wait: in reverse at once, so that one which overwrites what others still
+  // read is seen; otherwise at the wait, so that a missing wait is.
+  if (worker->reversed) land(c);
+  f.pending[f.pending_count++] = c;
 }
 
 void cp_async_commit() { ++current.fiber->groups; }
@@ -408,8 +417,7 @@ void cp_async_wait(int newest) {
     const PendingCopy& c = f.pending[i];
     // Group numbers count up; the open group is not waited for.
     if (c.group < f.groups - newest) {
-      if (c.src != nullptr) memcpy(c.dst, c.src, c.bytes);
-      else memset(c.dst, 0, c.bytes);
+      if (!worker->reversed) land(c);
     } else {
       f.pending[left++] = c;
     }

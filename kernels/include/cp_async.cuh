@@ -1,5 +1,6 @@
 // Copies from global to shared memory that run beside the arithmetic (PTX ISA 9.0, cp.async). On the CPU the bytes land at
-// the wait and not before, so that a missing wait is seen.
+// the wait and not before, so that a missing wait is seen; with lanes in reverse order at once, so that a copy is seen which
+// overwrites what others still read.
 #pragma once
 #include "qe.cuh"
 
