@@ -25,6 +25,7 @@ fn random(rows: usize, cols: usize, dtype: DType, device: &Device) -> Tensor {
     match dtype {
         DType::F32 => Tensor::from_slice(&values.collect::<Vec<f32>>(), rows, cols, device),
         DType::Bf16 => Tensor::from_slice(&values.map(half::bf16::narrow).collect::<Vec<_>>(), rows, cols, device),
+        DType::F16 => Tensor::from_slice(&values.map(half::f16::from_f32).collect::<Vec<_>>(), rows, cols, device),
         DType::F64 => Tensor::from_slice(&values.map(f64::from).collect::<Vec<_>>(), rows, cols, device),
     }
     .expect("a tensor of a bench fits into memory")

@@ -46,9 +46,10 @@ QE_KERNEL(gemm_tn_sum, GemmGroup, GEMM_SUM_BLOCK) {
 QE_KERNEL(gemm_columns, Gemm, GEMM_COLUMNS_BLOCK) {
   ColumnsSmem& s = shared<ColumnsSmem>();
   const long long rows = live_rows(p.live, p.k), col = static_cast<long long>(blockIdx.x) * QE_WARP + lane();
+  const bf16* a = static_cast<const bf16*>(p.a);
   float sum = 0;
   if (col < p.n)
-    for (long long r = warp(); r < rows; r += GEMM_COLUMNS_BLOCK / QE_WARP) sum += f32(p.a[r * p.lda + col]);
+    for (long long r = warp(); r < rows; r += GEMM_COLUMNS_BLOCK / QE_WARP) sum += f32(a[r * p.lda + col]);
   s.part[warp()][lane()] = sum;
   sync_block();  // part[][] complete
   if (warp() > 0 || col >= p.n) return;

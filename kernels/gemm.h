@@ -6,6 +6,7 @@
 //
 // Rounding  operands are bf16, sums f32 in the order of k (the second pair first), bias, add and C are added in f32, and the
 //           result is rounded once. A dropped operand is rounded to bf16 after its division by 1 - rate.
+// f16       exists of the products with an NF4 matrix alone (gemm_nf4.h).
 // Bits      the same whatever the tile, except `thin`, in which each of 8 warps sums every eighth 16 of k. Those of a row of
 //           nt and nn depend on that row of A alone. tn sums blocks of `split` rows, and these in their order.
 // Shapes    any m, n, k, leading dimensions from 1 to 2^31 - 129; fast where they are multiples of 8 and addresses of 16 bytes.

@@ -7,8 +7,8 @@ using namespace qe;
 using namespace qe::gemm;
 
 // A step multiplies a tile of dy, 64 rows of 128 columns, with the tile of B beside it and with that of P below it.
-using OfQ = Shape<64, LORA_BWD_RANKS, 128, 4, 1, 1, 2>;
-using OfB = Shape<128, LORA_BWD_RANKS, 64, 4, 1, 1, 2>;
+using OfQ = Shape<bf16, 64, LORA_BWD_RANKS, 128, 4, 1, 1, 2>;
+using OfB = Shape<bf16, 128, LORA_BWD_RANKS, 64, 4, 1, 1, 2>;
 using TileY = TilesOf<OfQ, Op::kNn>::A;
 using TileB = TilesOf<OfQ, Op::kNn>::B;
 using TileP = TilesOf<OfB, Op::kTn>::B;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::mem::offset_of;
 
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::device::gemm::{Dst, Src};
 use crate::device::{Buffer, Device, Later, Pod, abi, bytes_of, bytes_of_mut, simd};
@@ -16,6 +16,8 @@ pub enum DType {
     F64,
     F32,
     Bf16,
+    /// Of layers over an NF4 matrix on kernels alone: [`crate::ops::linear`].
+    F16,
 }
 
 impl DType {
@@ -24,12 +26,12 @@ impl DType {
         match self {
             DType::F64 => 8,
             DType::F32 => 4,
-            DType::Bf16 => 2,
+            DType::Bf16 | DType::F16 => 2,
         }
     }
 }
 
-/// Runs `$body` with the type `$T` that `$dtype` names.
+/// Runs `$body` with the type `$T` that `$dtype` names, one that the CPU's ops compute in; of f16 it returns the error.
 #[macro_export]
 macro_rules! by_dtype {
     ($dtype:expr, $T:ident => $body:expr) => {
@@ -46,15 +48,28 @@ macro_rules! by_dtype {
                 type $T = ::half::bf16;
                 $body
             }
+            $crate::tensor::DType::F16 => return Err($crate::tensor::no_f16()),
         }
     };
 }
 
-/// Element types of tensors. Arithmetic happens in [`Float::Acc`]: f64 for the oracle, f32 for f32 and bf16.
-pub trait Float: Pod {
+/// The error of what the CPU has no op for.
+pub fn no_f16() -> Error {
+    Error::shape("f16", "is for layers over an NF4 matrix on a GPU alone; other ops take f64, f32 and bf16")
+}
+
+/// Element types of tensors.
+pub trait Element: Pod {
+    const DTYPE: DType;
+    const ZERO: Self;
+    /// Exactly.
+    fn to_f64(self) -> f64;
+}
+
+/// Element types that the CPU's ops compute in. Arithmetic happens in [`Float::Acc`]: f64 for the oracle, f32 for f32 and bf16.
+pub trait Float: Element {
     /// What sums are kept in.
     type Acc: Real;
-    const DTYPE: DType;
     /// Widens, exactly.
     fn acc(self) -> Self::Acc;
     /// Rounds to nearest, ties to even. (Not called `round`: on a concrete type that is the integer rounding.)
@@ -77,9 +92,26 @@ pub trait Real:
     fn exp_wide(self) -> Self;
 }
 
+macro_rules! elements {
+    ($($T:ident $dtype:ident $zero:expr, $to_f64:expr;)*) => {
+        $(impl Element for $T {
+            const DTYPE: DType = DType::$dtype;
+            const ZERO: $T = $zero;
+            fn to_f64(self) -> f64 {
+                $to_f64(self)
+            }
+        })*
+    };
+}
+elements! {
+    f64 F64 0.0, f64::from;
+    f32 F32 0.0, f64::from;
+    bf16 Bf16 bf16::ZERO, bf16::to_f64;
+    f16 F16 f16::ZERO, f16::to_f64;
+}
+
 impl Float for f64 {
     type Acc = f64;
-    const DTYPE: DType = DType::F64;
     #[inline(always)]
     fn acc(self) -> f64 {
         self
@@ -98,7 +130,6 @@ impl Float for f64 {
 
 impl Float for f32 {
     type Acc = f32;
-    const DTYPE: DType = DType::F32;
     #[inline(always)]
     fn acc(self) -> f32 {
         self
@@ -117,7 +148,6 @@ impl Float for f32 {
 
 impl Float for bf16 {
     type Acc = f32;
-    const DTYPE: DType = DType::Bf16;
     #[inline(always)]
     fn acc(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -287,7 +317,7 @@ impl Tensor {
     ///
     /// # Errors
     /// [`Error::Shape`] unless there are rows * cols of them; otherwise as [`Tensor::unwritten`].
-    pub fn from_slice<T: Float>(data: &[T], rows: usize, cols: usize, device: &Device) -> Result<Self> {
+    pub fn from_slice<T: Element>(data: &[T], rows: usize, cols: usize, device: &Device) -> Result<Self> {
         if rows.checked_mul(cols) != Some(data.len()) {
             return Err(Error::shape("tensor", format!("{} values are not ({rows}, {cols})", data.len())));
         }
@@ -332,39 +362,52 @@ impl Tensor {
     }
 
     /// The elements. Panics on another dtype, or in a plan: both are errors of the calling op.
-    pub fn slice<T: Float>(&self) -> &[T] {
+    pub fn slice<T: Element>(&self) -> &[T] {
         assert_eq!(self.dtype, T::DTYPE, "an op read a tensor as another dtype");
         self.buffer.as_slice()
     }
 
     /// The elements, to be written. Panics as [`Tensor::slice`] does.
-    pub fn slice_mut<T: Float>(&mut self) -> &mut [T] {
+    pub fn slice_mut<T: Element>(&mut self) -> &mut [T] {
         assert_eq!(self.dtype, T::DTYPE, "an op wrote a tensor as another dtype");
         self.buffer.as_mut_slice()
     }
 
     /// Every element as f64, to compare or report.
     pub fn to_f64(&self) -> Vec<f64> {
-        by_dtype!(self.dtype, T => self.read::<T>(0, self.len()).iter().map(|x| x.acc().f64()).collect())
+        self.read_f64(0, self.len())
+    }
+
+    /// Copies `n` elements out as f64, from element `at` on.
+    pub fn read_f64(&self, at: usize, n: usize) -> Vec<f64> {
+        fn wide<T: Element>(x: Vec<T>) -> Vec<f64> {
+            x.into_iter().map(T::to_f64).collect()
+        }
+        match self.dtype {
+            DType::F64 => self.read(at, n),
+            DType::F32 => wide(self.read::<f32>(at, n)),
+            DType::Bf16 => wide(self.read::<bf16>(at, n)),
+            DType::F16 => wide(self.read::<f16>(at, n)),
+        }
     }
 
     /// Copies `n` elements out, from element `at` on. Panics as [`Tensor::slice`] does on another dtype or in a plan.
-    pub fn read<T: Float>(&self, at: usize, n: usize) -> Vec<T> {
+    pub fn read<T: Element>(&self, at: usize, n: usize) -> Vec<T> {
         assert_eq!(self.dtype, T::DTYPE, "a tensor was read as another dtype");
-        let mut out = vec![T::narrow(T::Acc::of(0.0)); n];
+        let mut out = vec![T::ZERO; n];
         self.buffer.read(at * size_of::<T>(), bytes_of_mut(&mut out));
         out
     }
 
     /// Asks for the bytes of `n` elements from element `at` on, without waiting for what computes them. Panics as
     /// [`Tensor::read`] does.
-    pub fn read_later<T: Float>(&self, at: usize, n: usize) -> Later {
+    pub fn read_later<T: Element>(&self, at: usize, n: usize) -> Later {
         assert_eq!(self.dtype, T::DTYPE, "a tensor was read as another dtype");
         self.buffer.read_later(at * size_of::<T>(), n * size_of::<T>())
     }
 
     /// Copies `data` in, from element `at` on. Panics on another dtype; does nothing in a plan.
-    pub fn write<T: Float>(&mut self, at: usize, data: &[T]) {
+    pub fn write<T: Element>(&mut self, at: usize, data: &[T]) {
         assert_eq!(self.dtype, T::DTYPE, "a tensor was written as another dtype");
         self.buffer.write(at * size_of::<T>(), bytes_of(data));
     }

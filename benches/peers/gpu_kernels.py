@@ -90,6 +90,10 @@ def cases(dry):
                 name = f"linear {mlp}x{hidden} {kind} {way}"
                 op = f"linear {kind} {'bwd' if back else 'fwd'}"
                 add(name, op, flops, nbytes, out=mlp, inn=hidden)
+            # Without an adapter, in float16.
+            times, nbytes = 2 if back else 1, 0.516 * mlp * hidden + 2 * tokens * (mlp + hidden)
+            name, op = f"linear {mlp}x{hidden} nf4 f16 {way}", f"linear f16 {'bwd' if back else 'fwd'}"
+            add(name, op, times * 2 * tokens * mlp * hidden, times * nbytes, out=mlp, inn=hidden)
         flops, nbytes = 4 * head_rows * hidden * vocab, 4 * hidden * vocab
         add(f"linear_cross_entropy {vocab}x{hidden}", "head", flops, nbytes, rows=head_rows, hidden=hidden, vocab=vocab)
         add(
@@ -154,12 +158,13 @@ class Inputs:
             self.params = [self.values(*shape, scale=1e-3, dtype=torch.float32) for shape in s["shapes"]]
             self.grads = [self.values(*shape, dtype=torch.float32) for shape in s["shapes"]]
         else:
-            self.x = self.values(1 if op == "gemv" else s["tokens"], s["inn"])
-            self.w = self.values(s["out"], s["inn"])
+            dtype = torch.float16 if op.startswith("linear f16") else torch.bfloat16
+            self.x = self.values(1 if op == "gemv" else s["tokens"], s["inn"], dtype=dtype)
+            self.w = self.values(s["out"], s["inn"], dtype=dtype)
             # So scaled that adapter and base weigh about as much in the result, and the check sees both.
             self.a, self.b = self.values(RANK, s["inn"], scale=0.4), self.values(s["out"], RANK, scale=0.4)
-            self.dy = self.values(s["tokens"], s["out"])
-            if op in ("linear nf4 fwd", "linear nf4 bwd", "dequantise", "gemv"):
+            self.dy = self.values(s["tokens"], s["out"], dtype=dtype)
+            if op.startswith(("linear nf4", "linear f16")) or op in ("dequantise", "gemv"):
                 self.quantise(checked)
 
     def values(self, *shape, scale=1.0, dtype=None):
@@ -275,6 +280,10 @@ def reference(case, i):
         if op.endswith(" bwd"):
             return gradients(lambda: plain_attention(q, k, v), [q, k, v], i.do.float())
         return [plain_attention(q, k, v)]
+    if op.startswith("linear f16"):
+        (x,), w = f32(i.x), i.w.float()
+        y = lambda: torch.nn.functional.linear(x, w)
+        return gradients(y, [x], i.dy.float()) if op.endswith("bwd") else [y()]
     if op.startswith("linear"):
         x, a, b = f32(i.x, i.a, i.b)
         w = i.w.float()
@@ -514,9 +523,11 @@ def bitsandbytes_peers(case, dry):
 
     if case.op == "dequantise":
         return [("bitsandbytes dequantize_4bit", forward(bnb.functional.dequantize_4bit, "w4", "state"))]
-    if case.op == "gemv":
-        f = lambda x, w4, state: bnb.matmul_4bit(x, w4, quant_state=state)
-        return [("bitsandbytes matmul_4bit", forward(f, "x", "w4", "state"))]
+    bare = lambda x, w4, state: bnb.matmul_4bit(x, w4, quant_state=state)
+    if case.op in ("gemv", "linear f16 fwd"):
+        return [("bitsandbytes matmul_4bit", forward(bare, "x", "w4", "state"))]
+    if case.op == "linear f16 bwd":
+        return [("bitsandbytes matmul_4bit", there_and_back(bare, ["x"], ["w4", "state"]))]
     if case.op == "linear nf4 fwd":
         names = ("x", "a", "b", "w4", "state")
         return [

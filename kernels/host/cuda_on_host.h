@@ -32,7 +32,7 @@ struct Dim3 {
 // What a fiber waits for.
 enum class Wait : unsigned char { kNothing, kBlock, kWarp, kDone };
 // Collectives of a warp; each gathers what its 32 lanes brought.
-enum class Collective : unsigned char { kSync, kShuffle, kBallot, kMmaBf16, kLdmatrix, kLdmatrixTrans };
+enum class Collective : unsigned char { kSync, kShuffle, kBallot, kMma, kLdmatrix, kLdmatrixTrans };
 
 struct PendingCopy {
   void* dst;
@@ -87,13 +87,14 @@ struct Mma {
   float* d;  // of product i: from d + i * apart on, 4 for each 8 columns
   const unsigned *a, *b;
   int count, apart, width;
+  bool f16;  // the operands' elements; otherwise bf16
 };
 struct Ldmatrix {
   unsigned* r;
   const void* row;
 };
 
-inline void mma_bf16(Mma m, int line) { wait_warp(Collective::kMmaBf16, &m, line); }
+inline void mma(Mma m, int line) { wait_warp(Collective::kMma, &m, line); }
 inline void ldmatrix_x4(unsigned (&r)[4], const void* row, bool trans, int line) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix of an unaligned row", line);
   Ldmatrix m{r, row};

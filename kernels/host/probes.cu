@@ -70,15 +70,17 @@ QE_KERNEL(probe_copy, Probe, PROBE_THREADS) {
   if (p.which == 1 || p.which >= 3) cp_async_wait<0>();
 }
 
-// out (16, 8) = A B^T, A (16, 16) and B (8, 16) row-major in `in`, as bf16. 1: two registers of A swapped. 2: those of B.
-// 3: A's blocks transposed.
-QE_KERNEL(probe_product, Probe, QE_WARP) {
+namespace {
+// out (16, 8) = A B^T, A (16, 16) and B (8, 16) row-major in `in`, as elements of type E. 1: two registers of A swapped. 2:
+// those of B. 3: A's blocks transposed.
+template <class E>
+void product(const Probe& p) {
   struct Smem {
-    bf16 a[16][16], b[16][16];
+    E a[16][16], b[16][16];
   };
   Smem& s = shared<Smem>();
-  for (int i = lane(); i < 16 * 16; i += QE_WARP) s.a[i / 16][i % 16] = to_bf16(p.in[i]);
-  for (int i = lane(); i < 8 * 16; i += QE_WARP) s.b[i / 16][i % 16] = to_bf16(p.in[16 * 16 + i]);
+  for (int i = lane(); i < 16 * 16; i += QE_WARP) s.a[i / 16][i % 16] = rounded<E>(p.in[i]);
+  for (int i = lane(); i < 8 * 16; i += QE_WARP) s.b[i / 16][i % 16] = rounded<E>(p.in[16 * 16 + i]);
   sync_warp();  // a, b complete
   unsigned a[4], b[4];
   const int row = lane() % 8 + 8 * (lane() / 8 % 2), col = 8 * (lane() / 16);
@@ -88,9 +90,19 @@ QE_KERNEL(probe_product, Probe, QE_WARP) {
   ldmatrix_x4(b, &s.b[lane() % 8][8 * (lane() / 8 % 2)]);
   float d[4] = {};
   const unsigned swapped_a[4] = {a[0], a[2], a[1], a[3]}, right_b[2] = {b[0], b[1]}, swapped_b[2] = {b[1], b[0]};
-  if (p.which == 1) mma_bf16(d, swapped_a, right_b);
-  else if (p.which == 2) mma_bf16(d, a, swapped_b);
-  else mma_bf16(d, a, right_b);
+  if (p.which == 1) mma<E>(d, swapped_a, right_b);
+  else if (p.which == 2) mma<E>(d, a, swapped_b);
+  else mma<E>(d, a, right_b);
   const int g = lane() / 4, t = lane() % 4;
   for (int i = 0; i < 4; ++i) p.out[(g + 8 * (i / 2)) * 8 + 2 * t + i % 2] = d[i];
+}
+}  // namespace
+
+QE_KERNEL(probe_product, Probe, QE_WARP) { product<bf16>(p); }
+QE_KERNEL(probe_product_f16, Probe, QE_WARP) { product<f16>(p); }
+
+// out = in, rounded to f16.
+QE_KERNEL(probe_f16, Probe, PROBE_THREADS) {
+  const long long i = static_cast<long long>(blockIdx.x) * PROBE_THREADS + thread();
+  if (i < p.n) p.out[i] = f32(to_f16(p.in[i]));
 }

@@ -1,4 +1,5 @@
 // The scheduler of host-run kernels; what it promises is said in cuda_on_host.h.
+#include "../include/f16.cuh"
 #include "../include/qe.cuh"
 
 #include <cstdio>
@@ -162,19 +163,28 @@ void resume(Worker& w, Fiber& f) {
   jump(w.scheduler, f);
 }
 
-// W: columns of B.
-template <int W>
+// Makes floats of the bits of f16 that stand in their places.
+template <int ROWS, int COLS>
+void widen(float (&x)[ROWS][COLS]) {
+  for (auto& row : x)
+    for (float& v : row) v = f32(f16{static_cast<unsigned short>(__float_as_uint(v))});
+}
+
+// W: columns of B. Its elements and A's are of type E.
+template <class E, int W>
 void products(Fiber* lanes, int count) {
   typedef float Four __attribute__((vector_size(16)));  // what every machine adds at once
   float a[16][16];
   Four b[16][W / 4], d[16][W / 4];
   float(*const b_at)[W] = reinterpret_cast<float(*)[W]>(b);
   float(*const d_at)[W] = reinterpret_cast<float(*)[W]>(d);
-  // Two bf16 in a register, as two floats: the low one first.
+  // Two elements in a register, the low one first: bf16 as floats already, f16 to be widened together.
   struct Pair {
     uint32_t low, high;
   };
-  const auto pair = [](unsigned r) { return Pair{r << 16, r & 0xFFFF0000u}; };
+  const auto pair = [](unsigned r) {
+    return kIsF16<E> ? Pair{r & 0xFFFFu, r >> 16} : Pair{r << 16, r & 0xFFFF0000u};
+  };
   for (int l = 0; l < QE_WARP; ++l) {
     const Mma& m = *static_cast<Mma*>(lanes[l].argument);
     const int g = l / 4, t = l % 4;
@@ -185,6 +195,7 @@ void products(Fiber* lanes, int count) {
       memcpy(&b_at[row + 1][col], &both.high, 4);
     }
   }
+  if (kIsF16<E>) widen(*reinterpret_cast<float(*)[16][W]>(b));
   for (int n = 0; n < count; ++n) {
     for (int l = 0; l < QE_WARP; ++l) {
       const Mma& m = *static_cast<Mma*>(lanes[l].argument);
@@ -197,6 +208,7 @@ void products(Fiber* lanes, int count) {
 #pragma GCC unroll 4
       for (int i = 0; i < W / 4; ++i) memcpy(&d_at[g + 8 * (i % 2)][2 * t + 8 * (i / 2)], m.d + n * m.apart + 2 * i, 8);
     }
+    if (kIsF16<E>) widen(a);
     for (int i = 0; i < 16; ++i) {
       Four sum[W / 4];
       memcpy(sum, d[i], sizeof sum);
@@ -244,9 +256,10 @@ void collect(Fiber* lanes) {
       for (int l = 0; l < QE_WARP; ++l) static_cast<Ballot*>(lanes[l].argument)->result = bits;
       break;
     }
-    case Collective::kMmaBf16: {
+    case Collective::kMma: {
       const Mma& m = *static_cast<Mma*>(lanes[0].argument);
-      m.width == 8 ? products<8>(lanes, m.count) : products<16>(lanes, m.count);
+      if (m.f16) m.width == 8 ? products<f16, 8>(lanes, m.count) : products<f16, 16>(lanes, m.count);
+      else m.width == 8 ? products<bf16, 8>(lanes, m.count) : products<bf16, 16>(lanes, m.count);
       break;
     }
     case Collective::kLdmatrix:

@@ -13,26 +13,32 @@ namespace gemm {
 enum class Op { kNt, kNn, kTn };
 
 // A block computes an M x N tile, K of the depth at a time, with a grid of warps over the tile (and over the depth of a
-// step), and STAGES steps in shared memory.
-template <int M, int N, int K, int WARPS_M, int WARPS_N, int WARPS_K, int STAGES>
+// step), and STAGES steps in shared memory. Its elements are of type E: bf16, or f16.
+template <class E, int M, int N, int K, int WARPS_M, int WARPS_N, int WARPS_K, int STAGES>
 struct Shape {
+  using Elem = E;
   static constexpr int kM = M, kN = N, kK = K, kStages = STAGES;
   static constexpr int kWarpsM = WARPS_M, kWarpsN = WARPS_N, kWarpsK = WARPS_K;
   static constexpr int kThreads = QE_WARP * WARPS_M * WARPS_N * WARPS_K;
   static constexpr int kWarpM = M / WARPS_M, kWarpN = N / WARPS_N;       // of a warp
-  static constexpr int kFragsM = kWarpM / 16, kFragsN = kWarpN / 8;      // products of mma_bf16 in it
+  static constexpr int kFragsM = kWarpM / 16, kFragsN = kWarpN / 8;      // products of mma in it
   static constexpr int kStage = 16 * (kWarpN + 8);                       // floats that a warp needs to write its result
   static_assert(kWarpM % 16 == 0 && kWarpN % 16 == 0 && K % (16 * WARPS_K) == 0, "whole fragments");
 };
-using Large = Shape<128, 128, 32, 2, 4, 1, 3>;
-using Small = Shape<64, 64, 32, 2, 2, 1, 4>;
-using Thin = Shape<32, 32, 128, 1, 1, 8, 3>;
-using Wide = Shape<32, 128, 32, 1, 4, 1, 4>;
+template <class E>
+using LargeOf = Shape<E, 128, 128, 32, 2, 4, 1, 3>;
+template <class E>
+using SmallOf = Shape<E, 64, 64, 32, 2, 2, 1, 4>;
+using Large = LargeOf<bf16>;
+using Small = SmallOf<bf16>;
+using Thin = Shape<bf16, 32, 32, 128, 1, 1, 8, 3>;
+using Wide = Shape<bf16, 32, 128, 32, 1, 4, 1, 4>;
 
-// ROWS x COLS bf16 in shared memory, in chunks of 16 bytes that are permuted within a row so that neither ldmatrix (8 rows of
+// ROWS x COLS elements in shared memory, in chunks of 16 bytes that are permuted within a row so that neither ldmatrix (8 rows of
 // one chunk) nor the copies (rows of neighbouring chunks) meet in a bank.
-template <int ROWS, int COLS>
+template <class E, int ROWS, int COLS>
 struct Tile {
+  using Elem = E;
   static constexpr int kRows = ROWS, kCols = COLS, kChunks = COLS / 8;
   static constexpr int kPeriod = kChunks < 8 ? kChunks : 8;  // 128 bytes, all banks, hold 8 chunks
   unsigned short v[ROWS * COLS];
@@ -56,18 +62,21 @@ QE_DEV Mask mask_of(const Gemm& p, long long cols) {
   return {p.step->seed, p.step->micro_step, p.module, p.drop_below, p.keep, cols};
 }
 
-using Chunk = Pack<bf16, 8>;
+template <class E>
+using Chunk = Pack<E, 8>;
 
 // The first `count` of eight elements; the others 0.
-QE_DEV Chunk read_chunk(const bf16* at, int count, bool aligned) {
+template <class E>
+QE_DEV Chunk<E> read_chunk(const E* at, int count, bool aligned) {
   if (aligned && count >= 8) return load<8>(at);
-  Chunk x;
+  Chunk<E> x;
 #pragma unroll 1
-  for (int i = 0; i < 8; ++i) x.v[i] = i < count ? at[i] : bf16_of(0);
+  for (int i = 0; i < 8; ++i) x.v[i] = i < count ? at[i] : E{};
   return x;
 }
 
-QE_DEV void drop(Chunk& x, const Mask& mask, int row, int col) {
+template <class E>
+QE_DEV void drop(Chunk<E>& x, const Mask& mask, int row, int col) {
   const unsigned long long first = static_cast<unsigned long long>(row * mask.cols + col);
   Philox p = mask.words(first / 4);
 #pragma unroll 1
@@ -75,7 +84,7 @@ QE_DEV void drop(Chunk& x, const Mask& mask, int row, int col) {
     const unsigned at = static_cast<unsigned>((first + i) % 4);
     if (i > 0 && at == 0) p = mask.words((first + i) / 4);
     const unsigned word = at == 0 ? p.w[0] : at == 1 ? p.w[1] : at == 2 ? p.w[2] : p.w[3];
-    x.v[i] = to_bf16(mask.apply(f32(x.v[i]), word));
+    x.v[i] = rounded<E>(mask.apply(f32(x.v[i]), word));
   }
 }
 
@@ -83,24 +92,25 @@ QE_DEV void drop(Chunk& x, const Mask& mask, int row, int col) {
 // lies outside the matrix is 0.
 template <class T, int THREADS, bool DOWN>
 struct Walk {
+  using E = typename T::Elem;
   static constexpr int kDeep = DOWN ? T::kRows : T::kCols;  // a step
   static constexpr int kApart = THREADS / T::kChunks;       // rows between a thread's chunks
   static constexpr int kCount = T::kRows / kApart;          // chunks of a thread
   static_assert(THREADS % T::kChunks == 0 && T::kRows % kApart == 0, "the same number for every thread");
 
-  const bf16* at;  // this thread's first chunk in the tile that comes next
+  const E* at;  // this thread's first chunk in the tile that comes next
   int ld;
   int rows, cols;  // that are left from there on
   bool aligned;
 
   // The matrix (rows, cols) from element (row, col) on.
-  QE_DEV void begin(const bf16* matrix, long long ld_, long long rows_, long long cols_, int row, int col) {
+  QE_DEV void begin(const void* matrix, long long ld_, long long rows_, long long cols_, int row, int col) {
     const int r = row + static_cast<int>(threadIdx.x) / T::kChunks, c = col + static_cast<int>(threadIdx.x) % T::kChunks * 8;
     ld = static_cast<int>(ld_);
-    at = matrix + static_cast<long long>(r) * ld + c;
+    at = static_cast<const E*>(matrix) + static_cast<long long>(r) * ld + c;
     rows = static_cast<int>(rows_) - r;
     cols = static_cast<int>(cols_) - c;
-    aligned = packs<8>(matrix, ld_);
+    aligned = packs<8>(static_cast<const E*>(matrix), ld_);
   }
   // Whether every chunk lies inside the matrix or outside of it, aligned.
   QE_DEV bool whole() const { return aligned && cols % 8 == 0; }
@@ -118,12 +128,12 @@ struct Walk {
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
       void* to = tile.chunk(r + n * kApart, c);
-      const bf16* from = at + static_cast<long long>(ld) * (n * kApart);
+      const E* from = at + static_cast<long long>(ld) * (n * kApart);
       const int count = n * kApart < rows ? cols : 0;
       if (aligned && (count <= 0 || count >= 8))
         cp_async16(to, from, count > 0);
       else
-        *static_cast<Chunk*>(to) = read_chunk(from, count, false);
+        *static_cast<Chunk<E>*>(to) = read_chunk(from, count, false);
     }
     advance();
   }
@@ -133,9 +143,9 @@ struct Walk {
 #pragma unroll 1
     for (int n = 0; n < kCount; ++n) {
       const int count = n * kApart < rows ? cols : 0;
-      Chunk x = read_chunk(at + static_cast<long long>(ld) * (n * kApart), count, aligned);
+      Chunk<E> x = read_chunk(at + static_cast<long long>(ld) * (n * kApart), count, aligned);
       if (count > 0) drop(x, mask, row + r + n * kApart, col + c * 8);
-      *static_cast<Chunk*>(tile.chunk(r + n * kApart, c)) = x;
+      *static_cast<Chunk<E>*>(tile.chunk(r + n * kApart, c)) = x;
     }
     advance();
   }
@@ -152,8 +162,9 @@ struct Walk {
 
 template <class S, Op OP>
 struct TilesOf {
-  using A = Tile<OP == Op::kTn ? S::kK : S::kM, OP == Op::kTn ? S::kM : S::kK>;
-  using B = Tile<OP == Op::kNt ? S::kN : S::kK, OP == Op::kNt ? S::kK : S::kN>;
+  using E = typename S::Elem;
+  using A = Tile<E, OP == Op::kTn ? S::kK : S::kM, OP == Op::kTn ? S::kM : S::kK>;
+  using B = Tile<E, OP == Op::kNt ? S::kN : S::kK, OP == Op::kNt ? S::kK : S::kN>;
 };
 
 // The warp's place in the block's tile.
@@ -193,7 +204,7 @@ QE_DEV void multiply(Sums<S>& sums, A& a, B& b) {
         ldmatrix_x4(fb, b.chunk(n + l % 8 + l / 16 * 8, k / 8 + l / 8 % 2));
       else
         ldmatrix_x4_trans(fb, b.chunk(k + l % 16, n / 8 + l / 16));
-      mma_bf16_pairs(sums, j, fa, fb);
+      mma_pairs<typename S::Elem>(sums, j, fa, fb);
     }
   }
 }
@@ -242,33 +253,37 @@ QE_DEV void drop_sums(Sums<S>& sums, unsigned long long kept, float keep) {
 }
 
 // Where results go, and what is added to them.
+template <class E>
 struct Result {
   void* c;
-  const bf16 *bias, *add;
+  const E *bias, *add;
   long long ldc, ldadd;
   int rows, cols;
   float alpha;
   bool f32, accumulate, aligned;
 };
-QE_DEV Result result(const Gemm& p, int rows) {
-  const bool c = p.c_f32 ? packs<4>(static_cast<const float*>(p.c), p.ldc) : packs<8>(static_cast<const bf16*>(p.c), p.ldc);
+template <class E>
+QE_DEV Result<E> result(const Gemm& p, int rows) {
+  const E *add = static_cast<const E*>(p.add), *bias = static_cast<const E*>(p.bias);
+  const bool c = p.c_f32 ? packs<4>(static_cast<const float*>(p.c), p.ldc) : packs<8>(static_cast<const E*>(p.c), p.ldc);
   const bool aligned =
-      c && (p.add == nullptr || packs<8>(p.add, p.ldadd)) && (p.bias == nullptr || packs<8>(p.bias, 8));
-  return {p.c, p.bias, p.add, p.ldc, p.ldadd, rows, static_cast<int>(p.n), p.alpha, p.c_f32 != 0, p.accumulate != 0, aligned};
+      c && (p.add == nullptr || packs<8>(add, p.ldadd)) && (p.bias == nullptr || packs<8>(bias, 8));
+  return {p.c, bias, add, p.ldc, p.ldadd, rows, static_cast<int>(p.n), p.alpha, p.c_f32 != 0, p.accumulate != 0, aligned};
 }
 
 // Writes 8 elements from (row, col) on, as many of them as there are.
-QE_DEV void finish(const Result& r, int row, int col, float (&v)[8]) {
+template <class E>
+QE_DEV void finish(const Result<E>& r, int row, int col, float (&v)[8]) {
   if (row >= r.rows || col >= r.cols) return;
   const long long at = row * r.ldc + col;
   for (int i = 0; i < 8; ++i) v[i] *= r.alpha;
   if (r.aligned && col + 8 <= r.cols) {
     if (r.bias != nullptr) {
-      const Chunk x = load<8>(r.bias + col);
+      const Chunk<E> x = load<8>(r.bias + col);
       for (int i = 0; i < 8; ++i) v[i] += f32(x.v[i]);
     }
     if (r.add != nullptr) {
-      const Chunk x = load<8>(r.add + row * r.ldadd + col);
+      const Chunk<E> x = load<8>(r.add + row * r.ldadd + col);
       for (int i = 0; i < 8; ++i) v[i] += f32(x.v[i]);
     }
     if (r.f32) {
@@ -280,9 +295,9 @@ QE_DEV void finish(const Result& r, int row, int col, float (&v)[8]) {
         store(c + h, x);
       }
     } else {
-      Chunk x;
-      for (int i = 0; i < 8; ++i) x.v[i] = to_bf16(v[i]);
-      store(static_cast<bf16*>(r.c) + at, x);
+      Chunk<E> x;
+      for (int i = 0; i < 8; ++i) x.v[i] = rounded<E>(v[i]);
+      store(static_cast<E*>(r.c) + at, x);
     }
     return;
   }
@@ -294,14 +309,14 @@ QE_DEV void finish(const Result& r, int row, int col, float (&v)[8]) {
       float* c = static_cast<float*>(r.c) + at + i;
       *c = r.accumulate ? *c + x : x;
     } else {
-      static_cast<bf16*>(r.c)[at + i] = to_bf16(x);
+      static_cast<E*>(r.c)[at + i] = rounded<E>(x);
     }
   }
 }
 
 // Writes the block's tile, whose corner is (row0, col0), by way of `space`: shared memory that no thread reads any more.
 template <class S>
-QE_DEV void write_result(const Result& r, Sums<S>& sums, void* space, int row0, int col0) {
+QE_DEV void write_result(const Result<typename S::Elem>& r, Sums<S>& sums, void* space, int row0, int col0) {
   const int g = lane() / 4, t = lane() % 4;
   if (S::kWarpsK == 1) {
     constexpr int kLd = S::kWarpN + 8;  // so that the rows of a fragment lie in different banks
@@ -404,7 +419,7 @@ struct DenseSmem {
 };
 
 // The operands of nt and nn step by step: the second pair first, so that dropout of its product can be applied to the sums
-// before the rest is added. B_TOO: B as well, if it is a matrix of bf16.
+// before the rest is added. B_TOO: B as well, if it is a dense matrix.
 template <class S, Op OP, bool B_TOO>
 struct Feed {
   using Tiles = TilesOf<S, OP>;
@@ -492,7 +507,7 @@ QE_DEV void dense(const GemmGroup& group) {
     if (drops && pair == 0) drop_sums<S>(sums, kept, p.keep);
     sync_block();  // the tiles read by all
   }
-  write_result<S>(result(group.of[member], rows), sums, &s, row, col);
+  write_result<S>(result<typename S::Elem>(group.of[member], rows), sums, &s, row, col);
 }
 
 // tn: the sum over live rows, or over the part of them that is this block's.
@@ -529,7 +544,7 @@ QE_DEV void transposed(const GemmGroup& group) {
     });
   sync_block();  // the tiles read by all
   const Gemm& g = group.of[member];
-  Result r = result(g, static_cast<int>(g.m));
+  auto r = result<typename S::Elem>(g, static_cast<int>(g.m));
   if (g.split > 0) {
     float* part = g.partial + blockIdx.y * g.m * g.n;
     r = {part, nullptr, nullptr, g.n, 0, r.rows, r.cols, 1.0f, true, false, packs<4>(part, g.n)};
@@ -545,9 +560,10 @@ struct Nf4Smem {
 };
 
 // nt and nn with an NF4 matrix for B. A thread dequantises 16 codes a step: it reads them while the step before is being
-// multiplied, and writes them as bf16 when that is done.
+// multiplied, and writes them as elements when that is done.
 template <class S, Op OP>
 QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_MEMBERS]) {
+  using E = typename S::Elem;
   auto& s = shared<Nf4Smem<S, OP>>();
   using B = typename TilesOf<S, OP>::B;
   static_assert(B::kRows * B::kCols == 16 * S::kThreads, "16 codes a thread");
@@ -597,12 +613,13 @@ QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_ME
       const int k = step * S::kK;
       const int row = row0 + (OP == Op::kNt ? 0 : k), col = col0 + (OP == Op::kNt ? k : 0);
       const long long rows_b = OP == Op::kNt ? p.n : p.k2, cols_b = OP == Op::kNt ? p.k2 : p.n;
-      const bf16* from = p.b2 + row * p.ldb2 + col;
+      const E* b2 = static_cast<const E*>(p.b2);
+      const E* from = b2 + row * p.ldb2 + col;
       const int count = row < rows_b ? static_cast<int>(cols_b) - col : 0;
-      const bool aligned = packs<8>(p.b2, p.ldb2);
+      const bool aligned = packs<8>(b2, p.ldb2);
 #pragma unroll 1
       for (int h = 0; h < 2; ++h)
-        *static_cast<Chunk*>(tile.chunk(r, c + h)) = read_chunk(from + h * 8, count - h * 8, aligned);
+        *static_cast<Chunk<E>*>(tile.chunk(r, c + h)) = read_chunk(from + h * 8, count - h * 8, aligned);
       return;
     }
     const float absmax = inside ? nf4_absmax(w, scale, s.code2, offset) : 0.0f;
@@ -612,7 +629,7 @@ QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_ME
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const unsigned byte = codes.v[h] >> 8 * i;
-        x.v[i] = pack_bf16(__fmul_rn(s.code[byte >> 4 & 15], absmax), __fmul_rn(s.code[byte & 15], absmax));
+        x.v[i] = pack<E>(__fmul_rn(s.code[byte >> 4 & 15], absmax), __fmul_rn(s.code[byte & 15], absmax));
       }
       if (!inside) x = {};
       *static_cast<Pack<unsigned, 4>*>(tile.chunk(r, c + h)) = x;
@@ -644,7 +661,7 @@ QE_DEV void with_nf4(const GemmGroup& group, const Nf4Blocks (&matrices)[GEMM_ME
   }
   cp_async_wait<0>();
   sync_block();  // the tiles read by all
-  write_result<S>(result(p, rows), sums, &s, at.row, at.col);
+  write_result<S>(result<E>(p, rows), sums, &s, at.row, at.col);
 }
 
 }  // namespace gemm

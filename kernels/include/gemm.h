@@ -9,13 +9,14 @@
 #define GEMM_DROP_SECOND 3  // nn: to the product of the second pair, (m, n)
 
 typedef struct {
-  void* c;               // (m, n), written: bf16, or f32 with c_f32
-  const bf16* a;         // nt, nn: (m, k); tn: (k, m)
-  const bf16* b;         // nt: (n, k); nn, tn: (k, n)
-  const bf16* a2;        // nt, nn: (m, k2); unused if k2 is 0
-  const bf16* b2;        // nt: (n, k2); nn: (k2, n)
-  const bf16* bias;      // (n), added to every row; null: none
-  const bf16* add;       // (m, n), added; may be c; null: none
+  // Elements of the kernel's type: bf16, or f16 where its name says so.
+  void* c;               // (m, n), written: such elements, or f32 with c_f32
+  const void* a;         // nt, nn: (m, k); tn: (k, m)
+  const void* b;         // nt: (n, k); nn, tn: (k, n)
+  const void* a2;        // nt, nn: (m, k2); unused if k2 is 0
+  const void* b2;        // nt: (n, k2); nn: (k2, n)
+  const void* bias;      // (n), added to every row; null: none
+  const void* add;       // (m, n), added; may be c; null: none
   float* partial;        // tn with split: (splits, m, n), written instead of c
   const unsigned* live;  // nt, nn: rows of A and C that hold something; tn: rows that are summed; null: all
   const Step* step;      // seed and micro_step of dropout; unused without

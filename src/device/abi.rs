@@ -366,12 +366,12 @@ pub struct GeluBwd {
 #[derive(Debug, Copy, Clone)]
 pub struct Gemm {
     pub c: *mut ::std::os::raw::c_void,
-    pub a: *const bf16,
-    pub b: *const bf16,
-    pub a2: *const bf16,
-    pub b2: *const bf16,
-    pub bias: *const bf16,
-    pub add: *const bf16,
+    pub a: *const ::std::os::raw::c_void,
+    pub b: *const ::std::os::raw::c_void,
+    pub a2: *const ::std::os::raw::c_void,
+    pub b2: *const ::std::os::raw::c_void,
+    pub bias: *const ::std::os::raw::c_void,
+    pub add: *const ::std::os::raw::c_void,
     pub partial: *mut f32,
     pub live: *const ::std::os::raw::c_uint,
     pub step: *const Step,

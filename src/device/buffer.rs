@@ -294,7 +294,7 @@ impl Drop for Buffer {
 /// # Safety
 /// The type has no padding, no invalid bit pattern, and an alignment of at most 64.
 pub unsafe trait Pod: Copy + Send + Sync + 'static {}
-// SAFETY: plain numbers; `bf16` is a transparent u16.
+// SAFETY: plain numbers; `bf16` and `f16` are transparent u16.
 unsafe impl Pod for u8 {}
 // SAFETY: as above.
 unsafe impl Pod for u32 {}
@@ -304,6 +304,8 @@ unsafe impl Pod for f32 {}
 unsafe impl Pod for f64 {}
 // SAFETY: as above.
 unsafe impl Pod for half::bf16 {}
+// SAFETY: as above.
+unsafe impl Pod for half::f16 {}
 // SAFETY: as above.
 unsafe impl Pod for u64 {}
 // SAFETY: one number of 8 bytes, then eight of 4: no padding (checked below).

@@ -9,13 +9,12 @@ use super::cache::{Cache, Past, Read, Sequence};
 use super::decoder::Model;
 use super::input::{BUCKET, NO_STEP};
 use super::weights::{Group, Values};
-use crate::by_dtype;
 use crate::device::abi;
 use crate::error::{Error, Result};
 use crate::ops::linear::{self, Linear, Matrix};
 use crate::ops::sample::{self, Ask, Picked, Row};
 use crate::ops::{attention, embedding, rms_norm, size};
-use crate::tensor::{Float, Index, Live, Real, Tensor};
+use crate::tensor::{Index, Live, Tensor};
 
 /// Rows of a pass that continues sequences are rounded up to multiples of this on kernels.
 const FEW: usize = 8;
@@ -68,7 +67,7 @@ impl Logits {
     fn read<R>(&self, i: usize, of: impl Fn(f64) -> R) -> Vec<R> {
         let Some((pass, row)) = self.places.get(i).copied().flatten() else { return Vec::new() };
         let (t, n) = (&self.passes[pass], self.passes[pass].cols());
-        by_dtype!(t.dtype(), T => t.read::<T>(row * n, n).into_iter().map(|x| of(x.acc().f64())).collect())
+        t.read_f64(row * n, n).into_iter().map(of).collect()
     }
 }
 

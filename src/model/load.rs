@@ -24,7 +24,7 @@ use crate::ops::philox::{Stream, normal, uniform};
 use crate::ops::rope::Table;
 use crate::quant::ggml::Blocks;
 use crate::quant::{DeviceGgml, Nf4, Quantiser};
-use crate::tensor::{DType, Float, Real, Tensor};
+use crate::tensor::{DType, Float, Real, Tensor, no_f16};
 
 /// Deviation of weights that start at random: transformers' default.
 const INITIALIZER_RANGE: f64 = 0.02;
@@ -377,6 +377,7 @@ impl Builder<'_> {
         let mut t = Tensor::unwritten(rows, cols, self.o.dtype, &self.staging)?;
         if !self.device.is_plan() {
             match self.o.dtype {
+                DType::F16 => return Err(no_f16()),
                 DType::Bf16 => stored.read_bf16(t.slice_mut())?,
                 DType::F32 => stored.read_f32(t.slice_mut())?,
                 DType::F64 => {

@@ -127,9 +127,7 @@ impl Params {
     pub fn values(&self, i: usize) -> Vec<f32> {
         let e = &self.entries[i];
         let range = e.range();
-        e.as_saved(by_dtype!(self.master.dtype(), T => {
-            self.master.read::<T>(range.start, range.len()).iter().map(|x| x.acc().f64() as f32).collect()
-        }))
+        e.as_saved(self.master.read_f64(range.start, range.len()).into_iter().map(|x| x as f32).collect())
     }
 
     /// Sets the values of entry `i`, given as they are saved; call [`Params::refresh`] afterwards.

@@ -2,8 +2,7 @@
 //! the order of tiles: kernels/gemm.h.
 
 use std::array;
-
-use half::bf16;
+use std::ffi::c_void;
 
 use super::product::{SPLIT, tn_scratch};
 use super::tiles::{self, Kind};
@@ -71,7 +70,7 @@ impl<P> Pair<P> {
 
 /// Whether the large tile takes it: rows of dense operands in whole chunks of 16 bytes.
 fn whole_chunks(kind: Kind, p: &abi::Gemm) -> bool {
-    let chunks = |at: *const bf16, ld: i64, cols: i64| at.addr().is_multiple_of(16) && ld % 8 == 0 && cols % 8 == 0;
+    let chunks = |at: *const c_void, ld: i64, cols: i64| at.addr().is_multiple_of(16) && ld % 8 == 0 && cols % 8 == 0;
     let k2 = i64::from(p.k2);
     let second = |cols| k2 == 0 || chunks(p.a2, p.lda2, k2) && chunks(p.b2, p.ldb2, cols);
     match kind {
@@ -97,6 +96,8 @@ const NN: Pair<abi::GemmGroup> = dense(Kind::Nn, kernels::GEMM_NN_128, kernels::
 const TN: Pair<abi::GemmGroup> = dense(Kind::Tn, kernels::GEMM_TN_128, kernels::GEMM_TN_64);
 const NF4_NT: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nt, kernels::GEMM_NF4_NT_128, kernels::GEMM_NF4_NT_64);
 const NF4_NN: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nn, kernels::GEMM_NF4_NN_128, kernels::GEMM_NF4_NN_64);
+const NF4_NT_F16: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nt, kernels::GEMM_NF4_NT_128_F16, kernels::GEMM_NF4_NT_64_F16);
+const NF4_NN_F16: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nn, kernels::GEMM_NF4_NN_128_F16, kernels::GEMM_NF4_NN_64_F16);
 const NT_THIN: Form<abi::GemmGroup> = thin(kernels::GEMM_NT_THIN);
 const TN_WIDE: Form<abi::GemmGroup> = wide(kernels::GEMM_TN_WIDE);
 
@@ -149,6 +150,22 @@ pub(crate) fn nf4_nt(l: &Launcher, members: &[(abi::Gemm, abi::Nf4Blocks)]) -> R
 /// As [`nt`].
 pub(crate) fn nf4_nn(l: &Launcher, members: &[(abi::Gemm, abi::Nf4Blocks)]) -> Result<()> {
     with_nf4(l, &NF4_NN, members)
+}
+
+/// As [`nf4_nt`], in f16.
+///
+/// # Errors
+/// As [`nt`].
+pub(crate) fn nf4_nt_f16(l: &Launcher, members: &[(abi::Gemm, abi::Nf4Blocks)]) -> Result<()> {
+    with_nf4(l, &NF4_NT_F16, members)
+}
+
+/// As [`nf4_nn`], in f16.
+///
+/// # Errors
+/// As [`nt`].
+pub(crate) fn nf4_nn_f16(l: &Launcher, members: &[(abi::Gemm, abi::Nf4Blocks)]) -> Result<()> {
+    with_nf4(l, &NF4_NN_F16, members)
 }
 
 fn with_nf4(l: &Launcher, pair: &Pair<abi::GemmNf4>, members: &[(abi::Gemm, abi::Nf4Blocks)]) -> Result<()> {

@@ -60,7 +60,7 @@ impl<'a> Slot<'a> {
 
     /// Its elements for a kernel's parameters.
     pub(crate) fn ptr<T>(&self) -> *const T {
-        self.tensor.ptr::<T>().wrapping_add(self.offset)
+        self.tensor.ptr::<T>().wrapping_byte_add(self.offset * self.tensor.dtype().size())
     }
 
     /// The place of its gradient in the flat gradient, for a kernel's parameters.

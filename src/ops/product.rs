@@ -1,20 +1,18 @@
-//! Dense bf16 products on kernels, for ops that are made of them. Formulas, rounding and what a row's bits depend on:
+//! Products on kernels, for ops that are made of them: of dense bf16 matrices, and (in f16 as well) with an NF4 one. Formulas, rounding and what a row's bits depend on:
 //! kernels/gemm.h.
 
 use std::ffi::c_void;
 use std::ptr;
-
-use half::bf16;
 
 use crate::device::{Launcher, abi};
 use crate::error::Result;
 use crate::ops::{Slot, bf16_only, group, size};
 use crate::tensor::{DType, Tensor};
 
-/// A bf16 matrix in device memory, row-major, `ld` elements from one row to the next.
+/// A matrix in device memory, bf16 or f16, row-major, `ld` elements from one row to the next.
 #[derive(Clone, Copy)]
 pub(crate) struct Operand {
-    pub ptr: *const bf16,
+    pub ptr: *const c_void,
     pub rows: usize,
     pub cols: usize,
     pub ld: usize,
@@ -27,7 +25,12 @@ impl Operand {
     /// [`crate::Error::Shape`] unless it is bf16.
     pub fn of(what: &'static str, t: &Tensor) -> Result<Self> {
         bf16_only(what, t)?;
-        Ok(Self { ptr: t.ptr(), rows: t.rows(), cols: t.cols(), ld: t.cols() })
+        Ok(Self::whole(t))
+    }
+
+    /// A whole tensor, for kernels of its dtype.
+    pub fn whole(t: &Tensor) -> Self {
+        Self { ptr: t.ptr(), rows: t.rows(), cols: t.cols(), ld: t.cols() }
     }
 
     /// A parameter.
@@ -42,11 +45,11 @@ impl Operand {
     /// The rows from `start` on, `rows` of them.
     pub fn rows(self, start: usize, rows: usize) -> Self {
         debug_assert!(start + rows <= self.rows, "rows of an operand");
-        Self { ptr: self.ptr.wrapping_add(start * self.ld), rows, ..self }
+        Self { ptr: self.ptr.wrapping_byte_add(start * self.ld * 2), rows, ..self }
     }
 }
 
-/// Where a product goes: bf16 or f32, row-major.
+/// Where a product goes: bf16, f16 or f32, row-major.
 #[derive(Clone, Copy)]
 pub(crate) struct Out {
     pub ptr: *mut c_void,
@@ -66,7 +69,12 @@ impl Out {
         if !f32 {
             bf16_only(what, t)?;
         }
-        Ok(Self { ptr: t.ptr_mut(), f32, rows: t.rows(), cols: t.cols(), ld: t.cols() })
+        Ok(Self { f32, ..Self::whole(t) })
+    }
+
+    /// A whole tensor, for kernels of its dtype.
+    pub fn whole(t: &mut Tensor) -> Self {
+        Self { ptr: t.ptr_mut(), f32: false, rows: t.rows(), cols: t.cols(), ld: t.cols() }
     }
 
     /// The gradient of a parameter in the flat f32 gradient.
@@ -174,7 +182,7 @@ pub(crate) fn params(
         a2: ptr::null(),
         b2: ptr::null(),
         bias: ptr::null(),
-        add: if accumulate && !c.f32 { c.ptr.cast_const().cast() } else { ptr::null() },
+        add: if accumulate && !c.f32 { c.ptr.cast_const() } else { ptr::null() },
         partial: ptr::null_mut(),
         live,
         step: ptr::null(),

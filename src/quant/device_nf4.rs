@@ -179,7 +179,7 @@ mod launch {
         let kernel: Kernel<abi::Nf4Dequantise> = match out.dtype() {
             DType::Bf16 => kernels::NF4_DEQUANTISE_BF16,
             DType::F32 => kernels::NF4_DEQUANTISE_F32,
-            DType::F64 => return Err(Error::shape("nf4", "F64: kernels write bf16 and f32")),
+            other => return Err(Error::shape("nf4", format!("{other:?}: kernels write bf16 and f32"))),
         };
         let (y, y32, count) = (out.ptr_mut(), out.ptr_mut(), out.len());
         let p = abi::Nf4Dequantise { y, y32, w: q.blocks(), first: size(first)?, count: size(count)? };

@@ -14,6 +14,7 @@ mod kv_write;
 mod layer_norm;
 mod linear;
 mod linear_cross_entropy;
+mod linear_f16;
 mod nf4;
 mod rms_norm;
 mod rope;
@@ -27,7 +28,7 @@ mod usage;
 
 use std::path::PathBuf;
 
-use half::bf16;
+use half::{bf16, f16};
 use qlora_engine::device::Device;
 use qlora_engine::device::abi::Step;
 use qlora_engine::ops::philox::{Stream, normal};
@@ -87,6 +88,7 @@ pub fn tensor(x: &[f64], rows: usize, cols: usize, dtype: DType, device: &Device
             let low: Vec<bf16> = x.iter().map(|&x| <bf16 as Float>::narrow(x as f32)).collect();
             Tensor::from_slice(&low, rows, cols, device)
         }
+        DType::F16 => Tensor::from_slice(&x.iter().map(|&x| f16::from_f64(x)).collect::<Vec<_>>(), rows, cols, device),
     }
     .unwrap()
 }

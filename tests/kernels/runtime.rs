@@ -94,7 +94,8 @@ fn a_copy_lands_between_its_start_and_its_wait() {
 
 #[test]
 fn a_swapped_fragment_changes_the_product() {
-    let input: Vec<f32> = bf16s(&random(7, 24 * 16)).iter().map(|&x| x as f32).collect();
+    // bf16 rounded to f16 (which only the smallest are): numbers that both types hold.
+    let input: Vec<f32> = bf16s(&random(7, 24 * 16)).iter().map(|&x| f16::from_f64(x).to_f32()).collect();
     let (a, b) = input.split_at(256);
     let plain: Vec<f64> = (0..16 * 8)
         .map(|i| (0..16).map(|k| f64::from(a[i / 8 * 16 + k]) * f64::from(b[i % 8 * 16 + k])).sum())
@@ -102,11 +103,37 @@ fn a_swapped_fragment_changes_the_product() {
     let p = Probing { block: 32, shared: 1024, ..RIGHT };
     // 16 products, each of magnitude below 16, exact in f32 before they are added: 16 roundings of at most 256.
     let limit = 16.0 * 256.0 * 2f64.powi(-24);
-    for which in 0..4 {
-        for out in probe(kernels::PROBE_PRODUCT, Probing { which, ..p }, &input) {
-            let out: Vec<f64> = out.unwrap().iter().map(|&x| f64::from(x)).collect();
-            let e = max_err(&out, &plain);
-            assert!(if which == 0 { e <= limit } else { e > 0.1 }, "{which}: {e}");
+    for kernel in [kernels::PROBE_PRODUCT, kernels::PROBE_PRODUCT_F16] {
+        for which in 0..4 {
+            for out in probe(kernel, Probing { which, ..p }, &input) {
+                let out: Vec<f64> = out.unwrap().iter().map(|&x| f64::from(x)).collect();
+                let e = max_err(&out, &plain);
+                assert!(if which == 0 { e <= limit } else { e > 0.1 }, "{which}: {e}");
+            }
+        }
+    }
+}
+
+/// Every f16, what lies half way to the next one and just beside that, and what f16 cannot hold.
+#[test]
+fn f16_converts_as_the_standard_says() {
+    let all = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32());
+    let beside = |x: f32| [-1, 0, 1].map(|d: i32| f32::from_bits((x.to_bits() as i32 + d) as u32));
+    let halves = (0..0x7C00u16).flat_map(|bits| {
+        let [low, high] = [bits, bits + 1].map(|bits| f16::from_bits(bits).to_f64());
+        // The last one is followed by infinity, in whose place 2^16 is meant.
+        let half = ((low + high.min(65536.0)) / 2.0) as f32;
+        [half, -half].into_iter().flat_map(beside)
+    });
+    let far = [1e5, -1e5, f32::MAX, f32::MIN_POSITIVE, 1e-45, -1e-45, f32::INFINITY, f32::NEG_INFINITY];
+    let mut input: Vec<f32> = all.chain(halves).chain(far).collect();
+    input.resize(input.len().next_multiple_of(128), 0.0);
+    let p = Probing { grid: [input.len() / 128, 1, 1], outputs: input.len(), ..RIGHT };
+    for out in probe(kernels::PROBE_F16, p, &input) {
+        for (x, got) in input.iter().zip(out.unwrap()) {
+            let want = f16::from_f32(*x).to_f32();
+            let same = if x.is_nan() { got.is_nan() } else { got.to_bits() == want.to_bits() };
+            assert!(same, "{x:e} became {got:e}, not {want:e}");
         }
     }
 }

@@ -53,6 +53,8 @@ fn launch(kernel: &str) -> (u32, u32) {
         ("attention_decode", "merge") => (abi::ATTENTION_DECODE_BLOCK, 0),
         ("gemm_nf4_nn" | "gemm_nf4_nt", "128") => (abi::GEMM_128_BLOCK, abi::GEMM_NF4_128_SHARED),
         ("gemm_nf4_nn" | "gemm_nf4_nt", "64") => (abi::GEMM_64_BLOCK, abi::GEMM_NF4_64_SHARED),
+        ("gemm_nf4_nn_128" | "gemm_nf4_nt_128", "f16") => (abi::GEMM_128_BLOCK, abi::GEMM_NF4_128_SHARED),
+        ("gemm_nf4_nn_64" | "gemm_nf4_nt_64", "f16") => (abi::GEMM_64_BLOCK, abi::GEMM_NF4_64_SHARED),
         ("gemm_nn" | "gemm_nt" | "gemm_tn", "128") => (abi::GEMM_128_BLOCK, abi::GEMM_128_SHARED),
         ("gemm_nn" | "gemm_nt" | "gemm_tn", "64") => (abi::GEMM_64_BLOCK, abi::GEMM_64_SHARED),
         ("gemm_nt", "thin") => (abi::GEMM_THIN_BLOCK, abi::GEMM_THIN_SHARED),
@@ -176,7 +178,8 @@ fn the_table_of_tiles_knows_the_resident_blocks() {
     assert!(TOOLKIT.is_some(), "the tests compile the kernels: run `make setup`");
     let mut seen = 0;
     for u in USAGE {
-        let Some((stem, tile @ ("128" | "64"))) = u.kernel.rsplit_once('_') else { continue };
+        let of_bf16 = u.kernel.trim_end_matches("_f16"); // those of f16 go by the same rules
+        let Some((stem, tile @ ("128" | "64"))) = of_bf16.rsplit_once('_') else { continue };
         let kind = match stem {
             "gemm_nt" => Kind::Nt,
             "gemm_nn" => Kind::Nn,
@@ -192,6 +195,6 @@ fn the_table_of_tiles_knows_the_resident_blocks() {
         assert_eq!(blocks as usize, if tile == "128" { large } else { small }, "{} on {}", u.kernel, u.arch);
         seen += 1;
     }
-    assert_eq!(seen % 10, 0, "both tiles of five kinds on every architecture: {seen}");
+    assert_eq!(seen % 14, 0, "both tiles of five kinds, two of them in f16 too, on every architecture: {seen}");
     assert!(seen > 0, "no kernel was found");
 }

@@ -36,6 +36,9 @@ pub fn tensor(x: &[f64], rows: usize, cols: usize, dtype: DType) -> Tensor {
             let low: Vec<bf16> = x.iter().map(|&x| <bf16 as Float>::narrow(x as f32)).collect();
             Tensor::from_slice(&low, rows, cols, &dev)
         }
+        DType::F16 => {
+            Tensor::from_slice(&x.iter().map(|&x| half::f16::from_f64(x)).collect::<Vec<_>>(), rows, cols, &dev)
+        }
     }
     .unwrap()
 }
@@ -69,6 +72,7 @@ pub fn eps(dtype: DType) -> f64 {
         DType::F64 => 2f64.powi(-53),
         DType::F32 => 2f64.powi(-24),
         DType::Bf16 => 2f64.powi(-8),
+        DType::F16 => 2f64.powi(-11),
     }
 }
 

@@ -1,7 +1,11 @@
-//! A layer with its adapter: NF4 and bf16, forward and both ways; and for the few rows of a step of generation.
+//! A layer with its adapter: NF4 and bf16, forward and both ways; without one: NF4 in f16, and for the few rows of a step of
+//! generation.
 
 use super::case::{Base, Case};
 use super::inputs::tensor;
+use half::f16;
+use qlora_engine::Result;
+use qlora_engine::device::Device;
 use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora};
 use qlora_engine::tensor::{DType, Tensor};
@@ -38,6 +42,44 @@ pub fn trained(model: &str, tokens: usize, out: usize, inn: usize, nf4: bool, ba
                     return Ok(vec![y]);
                 }
                 Ok(linear::bwd(saved, &x, &l, &dy, Dx::New, &mut grads)?.into_iter().collect())
+            }))
+        }),
+    }
+}
+
+/// As [`tensor`], in f16; on the CPU, which has no op in it, the same numbers in f32.
+fn tensor_f16(rows: usize, cols: usize, seed: u64, device: &Device) -> Result<Tensor> {
+    if device.is_plan() {
+        return Tensor::unwritten(rows, cols, DType::F16, device);
+    }
+    let values = tensor(rows, cols, seed, &Device::cpu(1))?.to_f64();
+    let low = values.into_iter().map(f16::from_f64);
+    match device.runs_kernels() {
+        true => Tensor::from_slice(&low.collect::<Vec<_>>(), rows, cols, device),
+        false => Tensor::from_slice(&low.map(f16::to_f32).collect::<Vec<_>>(), rows, cols, device),
+    }
+}
+
+/// NF4 alone in f16, forward or both ways: what stands beside bitsandbytes' product of that type.
+pub fn bare_f16(model: &str, tokens: usize, out: usize, inn: usize, backward: bool) -> Case {
+    let (t, o, i) = (tokens as f64, out as f64, inn as f64);
+    let times = if backward { 2.0 } else { 1.0 };
+    Case {
+        name: format!("{model} linear {out}x{inn} nf4 f16 {}", if backward { "fwd + bwd" } else { "fwd" }),
+        flops: 2.0 * t * o * i * times,
+        bytes: (weights(out, inn, true) + 2.0 * t * (o + i)) * times,
+        eager: false,
+        make: Box::new(move |device| {
+            let base = Base::new(out, inn, true, device)?;
+            let (x, dy) = (tensor_f16(tokens, inn, 1, device)?, tensor_f16(tokens, out, 2, device)?);
+            let mut none = Tensor::zeros(1, 0, DType::F32, device)?;
+            Ok(Box::new(move || {
+                let l = Linear { w: base.matrix(), bias: None, lora: None };
+                let (y, saved) = linear::fwd(&x, &l, None)?;
+                if !backward {
+                    return Ok(vec![y]);
+                }
+                Ok(linear::bwd(saved, &x, &l, &dy, Dx::New, &mut none)?.into_iter().collect())
             }))
         }),
     }

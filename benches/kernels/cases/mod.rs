@@ -35,6 +35,7 @@ pub fn of_layer((model, hidden, mlp, heads, kv_heads, head_dim, vocab): Layer, s
         for nf4 in [true, false] {
             all.push(linear::trained(model, s.tokens, mlp, hidden, nf4, backward));
         }
+        all.push(linear::bare_f16(model, s.tokens, mlp, hidden, backward));
     }
     all.push(head::case(model, s.labelled, hidden, vocab));
     all.push(nf4::dequantise(model, mlp, hidden));

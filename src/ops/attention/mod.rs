@@ -26,7 +26,7 @@ use std::borrow::Cow;
 use crate::by_dtype;
 use crate::device::{Device, Exec};
 use crate::error::{Error, Result};
-use crate::tensor::{DType, Float, Index, Tensor};
+use crate::tensor::{DType, Element, Float, Index, Tensor};
 
 /// What attention looks at.
 #[derive(Clone, Copy)]
@@ -79,7 +79,7 @@ pub struct Saved {
 pub fn fwd(q: &Tensor, k: &Tensor, v: &Tensor, a: Attention) -> Result<(Tensor, Saved)> {
     check(q, k, v, &a)?;
     let mut o = q.like()?;
-    let acc = by_dtype!(q.dtype(), T => <<T as Float>::Acc as Float>::DTYPE);
+    let acc = by_dtype!(q.dtype(), T => <<T as Float>::Acc as Element>::DTYPE);
     let mut lse = q.rows_like(a.heads, acc)?;
     match q.device().exec() {
         Exec::Cpu(pool) => by_dtype!(q.dtype(), T => {

@@ -64,9 +64,9 @@ pub(super) fn bwd(
         let (of_q, of_b) = scratch(lora, rows);
         all.push(abi::LoraBwd {
             q: Out::of("linear Q", q)?.ptr.cast(),
-            dy: Operand::of("linear dy", m.dy)?.ptr,
-            b: Operand::slot("lora B", lora.b)?.ptr,
-            p: Operand::of("linear P", p)?.ptr,
+            dy: Operand::of("linear dy", m.dy)?.ptr.cast(),
+            b: Operand::slot("lora B", lora.b)?.ptr.cast(),
+            p: Operand::of("linear P", p)?.ptr.cast(),
             db: if lora.b.grad { Out::grad(lora.b, grads).ptr.cast() } else { ptr::null_mut() },
             q_parts: take(of_q)?,
             b_parts: take(of_b)?,

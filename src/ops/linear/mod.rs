@@ -12,10 +12,14 @@
 //!
 //! [`decode`] is the forward pass for the few rows of a step of generation.
 //!
+//! In bf16, f32 and f64 as the device has them; on kernels also in f16, a layer over an NF4 matrix with nothing trained in it:
+//! what bitsandbytes' 4-bit product is with float16 as its compute dtype. (A model trains and runs in bf16.)
+//!
 //! Rounding on kernels: P and Q to bf16, as drop(x); y and dx once, all their terms being summed in f32.
 
 mod cpu;
 mod decode;
+mod f16;
 mod launch;
 mod lora_bwd;
 
@@ -83,6 +87,9 @@ impl Matrix<'_> {
 
     /// Whether a product of this kind reads a bf16 copy: where kernels need one, or do better with one.
     fn by_copy(&self, x: &Tensor, kind: Kind) -> Result<bool> {
+        if x.dtype() == DType::F16 {
+            return Ok(false); // there is no dense product in f16
+        }
         let better = match (self, x.device().tuning()) {
             (Matrix::DeviceNf4(_) | Matrix::Planned(..), Some(tuning)) => {
                 tiles::nf4_path(tuning, kind, x.rows())? == Nf4Path::Scratch
@@ -184,8 +191,13 @@ pub fn fwd_group<const N: usize>(
     }
     if let Exec::Kernels(launcher) = x.device().exec() {
         let mut all: Vec<&mut Fwd> = direct.iter_mut().chain(&mut by_copy).map(|m| &mut **m).collect();
-        launch::project(launcher, x, &mut all)?;
-        launch::fwd(launcher, x, &mut direct, None)?;
+        match x.dtype() {
+            DType::F16 => f16::fwd(launcher, x, &mut all)?,
+            _ => {
+                launch::project(launcher, x, &mut all)?;
+                launch::fwd(launcher, x, &mut direct, None)?;
+            }
+        }
     }
     // One copy of a matrix at a time.
     for mut m in by_copy {
@@ -262,7 +274,7 @@ pub fn bwd_group<const N: usize>(
         members.push(Bwd { l, dy, lora });
     }
     let mut partial = partial_sums(x, &layers)?;
-    if let Exec::Kernels(launcher) = x.device().exec() {
+    if let (Exec::Kernels(launcher), true) = (x.device().exec(), x.dtype() != DType::F16) {
         launch::gradients(launcher, x, &mut members, grads, partial.as_mut())?;
     }
     drop(partial);
@@ -279,11 +291,11 @@ pub fn bwd_group<const N: usize>(
                 let dx = dx.as_mut().map(|t| t.slice_mut::<T>());
                 cpu::bwd::<T>(pool, dx, accumulate, x.slice(), xd, m.l, m.dy.slice(), lora, grads)
             }),
-            Exec::Kernels(launcher) => {
-                if let Some(dx) = &mut dx {
-                    launch::dx(launcher, dx, accumulate, x, m, copy.as_mut())?;
-                }
-            }
+            Exec::Kernels(launcher) => match &mut dx {
+                Some(dx) if x.dtype() == DType::F16 => f16::dx(launcher, dx, accumulate, x, m)?,
+                Some(dx) => launch::dx(launcher, dx, accumulate, x, m, copy.as_mut())?,
+                None => {}
+            },
             Exec::Plan(c) => c.flops(product_flops(x.rows(), m.l) * if m.l.w.trained().is_some() { 2.0 } else { 1.0 }),
         }
         accumulate = true;
@@ -336,6 +348,9 @@ fn check(x: &Tensor, l: &Linear) -> Result<(usize, usize)> {
     let (out, inn) = l.w.dims();
     if x.cols() != inn {
         return Err(Error::shape("linear x", format!("has {} columns, the weight is ({out}, {inn})", x.cols())));
+    }
+    if x.dtype() == DType::F16 {
+        f16::check(x, l)?;
     }
     match &l.w {
         Matrix::Dense(s) => s.expect("linear w", out, inn, x)?,

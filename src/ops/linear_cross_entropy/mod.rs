@@ -11,7 +11,7 @@ use crate::by_dtype;
 use crate::device::Exec;
 use crate::error::{Error, Result};
 use crate::ops::{Slot, product};
-use crate::tensor::{DType, Float, Index, Tensor};
+use crate::tensor::{DType, Element, Float, Index, Tensor};
 
 /// Logits of at most this many elements are alive at once (32 MB in f32).
 const CHUNK_ELEMENTS: usize = 8 << 20;
@@ -66,7 +66,7 @@ impl Scratch {
 pub fn fwd(h: &Tensor, w: Slot, targets: &Index, loss: &mut Tensor) -> Result<()> {
     check(h, w, targets)?;
     loss.expect("loss", 1, 1, DType::F64)?;
-    let acc = by_dtype!(h.dtype(), T => <<T as Float>::Acc as Float>::DTYPE);
+    let acc = by_dtype!(h.dtype(), T => <<T as Float>::Acc as Element>::DTYPE);
     match h.device().exec() {
         Exec::Cpu(pool) => {
             let mut logits = chunk(h, w, acc)?;
@@ -102,7 +102,7 @@ pub fn fwd_bwd(
     check(&h, w, targets)?;
     loss.expect("loss", 1, 1, DType::F64)?;
     let device = h.device().clone();
-    let acc = by_dtype!(h.dtype(), T => <<T as Float>::Acc as Float>::DTYPE);
+    let acc = by_dtype!(h.dtype(), T => <<T as Float>::Acc as Element>::DTYPE);
     match device.exec() {
         Exec::Cpu(pool) => by_dtype!(h.dtype(), T => {
             let (mut logits, mut dlogits) = (chunk(&h, w, acc)?, chunk(&h, w, h.dtype())?);

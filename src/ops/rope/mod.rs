@@ -103,7 +103,7 @@ pub fn apply(x: [&mut Tensor; 2], positions: &Index, table: &Table, turn: Turn) 
     match device.exec() {
         Exec::Cpu(pool) => {
             for x in [q, k] {
-                turn_on_cpu(pool, x, positions, table, turn);
+                turn_on_cpu(pool, x, positions, table, turn)?;
             }
         }
         Exec::Kernels(l) => launch::apply(l, [q, k], positions, table, turn)?,
@@ -124,7 +124,7 @@ pub fn fwd(x: [&Tensor; 2], norms: [Norm; 2], positions: &Index, table: &Table) 
         Exec::Cpu(pool) => {
             for ((x, n), y) in x.into_iter().zip(norms).zip(&mut y) {
                 by_dtype!(x.dtype(), T => rms::fwd::<T>(pool, y.slice_mut(), x.slice(), n.w.slice(), n.eps));
-                turn_on_cpu(pool, y, positions, table, Turn::Forward);
+                turn_on_cpu(pool, y, positions, table, Turn::Forward)?;
             }
         }
         Exec::Kernels(l) => launch::fwd(l, &mut y, x, norms, positions, table)?,
@@ -155,7 +155,7 @@ pub fn bwd(
     match x[0].device().exec() {
         Exec::Cpu(pool) => {
             for (((x, n), dy), dx) in x.into_iter().zip(norms).zip(&mut dy).zip(&mut dx) {
-                turn_on_cpu(pool, dy, positions, table, Turn::Back);
+                turn_on_cpu(pool, dy, positions, table, Turn::Back)?;
                 by_dtype!(x.dtype(), T => {
                     rms::bwd::<T>(pool, dx.slice_mut(), false, x.slice(), n.w.slice(), dy.slice(), n.eps);
                     if n.w.grad {
@@ -192,9 +192,10 @@ fn rstds(x: [&Tensor; 2], norms: [Norm; 2]) -> Result<[Option<Tensor>; 2]> {
     Ok([of(0)?, of(1)?])
 }
 
-fn turn_on_cpu(pool: &Pool, x: &mut Tensor, positions: &Index, table: &Table, turn: Turn) {
+fn turn_on_cpu(pool: &Pool, x: &mut Tensor, positions: &Index, table: &Table, turn: Turn) -> Result<()> {
     let width = x.cols();
     by_dtype!(x.dtype(), T => cpu::apply::<T>(pool, x.slice_mut(), width, positions.numbers(), table, turn));
+    Ok(())
 }
 
 fn check(x: [&Tensor; 2], positions: &Index, table: &Table) -> Result<()> {

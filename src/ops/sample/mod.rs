@@ -71,18 +71,18 @@ pub fn pick(rows: &[Row]) -> Result<Vec<Option<Picked>>> {
     let Some(first) = rows.first() else { return Ok(Vec::new()) };
     rows.iter().try_for_each(|r| check(r, first.logits))?;
     match first.logits.device().exec() {
-        Exec::Cpu(_) => Ok(rows.iter().map(on_cpu).collect()),
+        Exec::Cpu(_) => rows.iter().map(on_cpu).collect(),
         Exec::Kernels(l) => launch::pick(l, rows),
         Exec::Plan(_) => Ok(vec![None; rows.len()]),
     }
 }
 
-fn on_cpu(r: &Row) -> Option<Picked> {
+fn on_cpu(r: &Row) -> Result<Option<Picked>> {
     let n = r.logits.cols();
     let mut logits: Vec<f32> = by_dtype!(r.logits.dtype(), T => {
         r.logits.slice::<T>()[r.row * n..][..n].iter().map(|x| x.acc().f64() as f32).collect()
     });
-    cpu::pick(&mut logits, &r.ask)
+    Ok(cpu::pick(&mut logits, &r.ask))
 }
 
 fn check(r: &Row, first: &Tensor) -> Result<()> {
