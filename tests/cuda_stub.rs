@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use benched::case::How;
 use half::bf16;
 use qlora_engine::config::{self, Format};
 use qlora_engine::device::{Card, Chip, Device, Graph, Probing, kernels};
@@ -151,7 +152,9 @@ fn the_kernels_can_be_timed() {
         let card = Card { name: "stub".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11, chip: Chip::STAND_IN };
         let sizes = benched::Sizes { tokens: 40, labelled: 8, keys: 33, blocks: 1 };
         let cases = benched::of_layer(("small", 64, 128, 2, 1, 64, 96), sizes);
-        assert!(cases.len() > 15 && cases.iter().filter(|case| case.eager).count() == 1);
+        let count = |how| cases.iter().filter(|case| case.how == how).count();
+        let counts = [How::Graph, How::Launched, How::Asking].map(count);
+        assert!(cases.len() > 25 && counts[1..] == [1, 3], "{counts:?}");
         for case in cases {
             // Two sets of inputs each.
             let seconds = benched::measure::time(&mut criterion, &case, &device, case.bytes).unwrap();

@@ -5,8 +5,9 @@ use std::path::Path;
 use qlora_engine::config::{self, Config, Format};
 use qlora_engine::device::Card;
 use qlora_engine::model::Policy;
-use qlora_engine::train::Target;
-use qlora_engine::train::plan::{Bytes, Envelope, Plan, plan_shapes};
+use qlora_engine::train::plan::{Bytes, Envelope, Plan, human, plan_shapes};
+use qlora_engine::train::{Target, fit};
+use qlora_engine::{Error, Result};
 
 /// Llama-2-7B, as its config.json says (meta-llama/Llama-2-7b-hf).
 const LLAMA2_7B: &str = r#"{"model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
@@ -118,6 +119,49 @@ fn what_loading_takes_is_counted() {
     assert_eq!(alone.total(), 150);
     let under = Bytes { step: 45, ..alone };
     assert_eq!(under.total(), 155);
+}
+
+/// A refusal names the larger of the two: a setting of the run cannot help where loading is what does not fit.
+#[test]
+fn a_refusal_says_whether_loading_or_the_run_is_too_large() {
+    // One layer, whose matrices are as large as the pieces in which they are quantised: few other things are as large.
+    let mut json = LLAMA2_7B.replace("4096", "2048").replace("11008", "2048").replace("32000", "1000");
+    for (key, number) in [("num_hidden_layers", 1), ("num_attention_heads", 16), ("num_key_value_heads", 16)] {
+        json = json.replace(&format!("\"{key}\": 32"), &format!("\"{key}\": {number}"));
+    }
+    let dir = folder(&json);
+    let mut config = config(dir.path());
+    (config.tune.lora_rank, config.tune.lora_target) = (1, vec!["q_proj".into()]);
+    let target = Target::Gpu(Card::known("rtx3080").unwrap());
+    let none = Envelope::default();
+    let (folder, none, target) = (dir.path(), &none, &target);
+    let planned = |config: &Config, tokens| {
+        let one = Envelope::uniform(tokens, 1);
+        let plan = plan_shapes(folder, config, &one, none, target).unwrap();
+        (plan.bytes, move |limit, config: &Config| fit::check(&plan, limit, folder, config, &one, none, target))
+    };
+    let refused = |fits: Result<()>| match fits {
+        Err(Error::Memory(why)) => why,
+        other => panic!("{other:?}"),
+    };
+
+    let (b, check) = planned(&config, 1);
+    assert!(b.loading > b.run(), "{b:?}");
+    let need = b.total();
+    assert!(check(need, &config).is_ok());
+    let why = refused(check(need - 3 * 1024, &config));
+    let figures = [need, b.weights(), b.loading, b.run(), need - 3 * 1024, 3 * 1024].map(human);
+    assert!(figures.iter().all(|figure| why.contains(figure)), "{why}");
+    assert!(why.contains("to quantise") && why.contains("3.0 KiB more of the card's memory"), "{why}");
+    // What a person has set is named with the value that is enough.
+    let mut bounded = config.clone();
+    bounded.model.max_memory = Some(need - 1);
+    assert!(refused(check(need - 1, &bounded)).contains(&format!("`max_memory: {need}`")));
+
+    let (b, check) = planned(&config, 2048);
+    assert!(b.loading < b.run(), "{b:?}");
+    let why = refused(check(b.total() - 1, &config));
+    assert!(why.contains("a step ") && !why.contains("quantise"), "{why}");
 }
 
 /// More memory keeps more, and what is kept never passes the limit.

@@ -43,6 +43,8 @@ LAYERS = [
 ]
 DRY_LAYERS = [("tiny", 128, 256, 4, 2, 32, 512, 2)]
 TOKENS, HEAD_ROWS, RANK, SCALE, EPS = 1024, 256, 16, 2.0, 1e-6
+# As benches/kernels/cases/sample.rs and embedding.rs.
+TOP_K, TABLE_ROWS_A_TOKEN = 50, 8
 DRY_TOKENS, DRY_HEAD_ROWS = 32, 8
 LIBRARIES = ("torch", "compile", "bitsandbytes", "liger", "unsloth")
 MODULES = {"bitsandbytes": "bitsandbytes", "liger": "liger_kernel.transformers", "unsloth": "unsloth"}
@@ -75,6 +77,12 @@ def cases(dry):
         add(f"rms_norm {hidden} fwd", "rms_norm fwd", 4 * n, 4 * n, hidden=hidden)
         add(f"rms_norm {hidden} bwd", "rms_norm bwd", 8 * n, 6 * n, hidden=hidden)
         add(f"swiglu {mlp} fwd", "swiglu fwd", 5 * tokens * mlp, 6 * tokens * mlp, mlp=mlp)
+        add(f"layer_norm {hidden} fwd", "layer_norm fwd", 7 * n, 4 * n, hidden=hidden)
+        add(f"layer_norm {hidden} bwd", "layer_norm bwd", 12 * n, 6 * n, hidden=hidden)
+        add(f"gelu {mlp} fwd", "gelu fwd", 8 * tokens * mlp, 4 * tokens * mlp, mlp=mlp)
+        add(f"gelu {mlp} bwd", "gelu bwd", 14 * tokens * mlp, 6 * tokens * mlp, mlp=mlp)
+        rows = min(vocab, TABLE_ROWS_A_TOKEN * tokens)
+        add(f"embedding {rows}x{hidden}", "embedding", 0, 4 * n + 4 * tokens, rows=rows, hidden=hidden)
         width, kv, adapter = heads * dim, kv_heads * dim, 2 * tokens * RANK * (mlp + hidden)
         for way in ("fwd", "fwd + bwd"):
             back = way != "fwd"
@@ -105,6 +113,9 @@ def cases(dry):
             inn=hidden,
         )
         add(f"nf4 dequantise {mlp}x{hidden}", "dequantise", mlp * hidden, 2.516 * mlp * hidden, out=mlp, inn=hidden)
+        add(f"nf4 quantise {mlp}x{hidden}", "quantise", mlp * hidden, 2.516 * mlp * hidden, out=mlp, inn=hidden)
+        for rows in (1, 16):
+            add(f"sample top-{TOP_K} {vocab} {rows} rows", "sample", rows * vocab, 2 * rows * vocab, rows=rows, vocab=vocab)
         nbytes = 0.516 * mlp * hidden + 2 * (mlp + hidden)
         add(f"nf4 gemv {mlp}x{hidden}", "gemv", 2 * mlp * hidden, nbytes, out=mlp, inn=hidden)
         shapes = adapter_shapes(hidden, mlp, width, kv) * blocks
@@ -141,9 +152,20 @@ class Inputs:
         self.generator = torch.Generator(device).manual_seed(seed)
         self.device = device
         s, op = case.sizes, case.op
-        if op.startswith("rms_norm"):
+        if op.startswith(("rms_norm", "layer_norm")):
             self.x, self.dy = self.values(s["tokens"], s["hidden"]), self.values(s["tokens"], s["hidden"])
-            self.w = self.values(s["hidden"])
+            self.w, self.b = self.values(s["hidden"]), self.values(s["hidden"])
+        elif op.startswith("gelu"):
+            self.x, self.dy = self.values(s["tokens"], s["mlp"]), self.values(s["tokens"], s["mlp"])
+        elif op == "embedding":
+            self.w = self.values(s["rows"], s["hidden"])
+            self.ids = (torch.arange(s["tokens"], device=device) * 4099) % s["rows"]
+        elif op == "quantise":
+            self.w = self.values(s["out"], s["inn"])
+        elif op == "sample":
+            # They thin out towards the largest, as a model's do.
+            x = self.values(s["rows"], s["vocab"], dtype=torch.float32)
+            self.logits = (-torch.log(1 + 1e-6 - x.abs()) * x.sign()).bfloat16()
         elif op.startswith("swiglu"):
             self.gate, self.up = self.values(s["tokens"], s["mlp"]), self.values(s["tokens"], s["mlp"])
         elif op.startswith("attention"):
@@ -205,6 +227,38 @@ def rms_norm(x, w):
 
     f = x.float()
     return w * (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + EPS)).to(x.dtype)
+
+
+def layer_norm(x, w, b):
+    import torch.nn.functional as F
+
+    return F.layer_norm(x, x.shape[-1:], w, b, 1e-5)
+
+
+def gelu(x):
+    import torch.nn.functional as F
+
+    return F.gelu(x, approximate="tanh")
+
+
+def drawn(logits):
+    """As transformers draws with top_k; returns what it drew from, which is no matter of chance."""
+    import torch
+
+    kept = torch.topk(logits, TOP_K)
+    place = torch.multinomial(torch.softmax(kept.values.float(), -1), 1)
+    return kept.values, kept.indices.gather(-1, place)
+
+
+def quantised(w):
+    """NF4 codes from the definition, in f32: two in a byte, the first in its upper half."""
+    import bitsandbytes.functional as bnb
+    import torch
+
+    code = bnb.get_4bit_type("nf4", device=w.device)
+    blocks = w.float().view(-1, 64)
+    codes = torch.bucketize(blocks / blocks.abs().amax(1, keepdim=True), (code[1:] + code[:-1]) / 2).view(-1, 2)
+    return (codes[:, 0] * 16 + codes[:, 1]).float()
 
 
 def swiglu(gate, up):
@@ -275,6 +329,18 @@ def reference(case, i):
         return [rms_norm(x, w)] if op.endswith("fwd") else gradients(lambda: rms_norm(x, w), [x], i.dy.float())
     if op.startswith("swiglu"):
         return [swiglu(i.gate.float(), i.up.float())]
+    if op.startswith("layer_norm"):
+        x, w, b = f32(i.x)[0], i.w.float(), i.b.float()
+        return [layer_norm(x, w, b)] if op.endswith("fwd") else gradients(lambda: layer_norm(x, w, b), [x], i.dy.float())
+    if op.startswith("gelu"):
+        x = f32(i.x)[0]
+        return [gelu(x)] if op.endswith("fwd") else gradients(lambda: gelu(x), [x], i.dy.float())
+    if op == "embedding":
+        return [i.w[i.ids].float()]
+    if op == "quantise":
+        return [quantised(i.w)]
+    if op == "sample":
+        return [i.logits.float().sort(-1, descending=True).values[:, :TOP_K]]
     if op.startswith("attention"):
         q, k, v = f32(i.q, i.k, i.v)
         if op.endswith(" bwd"):
@@ -366,6 +432,20 @@ def norm_and_mlp_peers(case, label, norm, mlp):
     return []
 
 
+def plain_peers(case, label, wrap=lambda f: f):
+    """Peers that are one call of torch, or that as something `wrap` makes of it."""
+    import torch.nn.functional as F
+
+    made = {
+        "layer_norm fwd": lambda: forward(wrap(layer_norm), "x", "w", "b"),
+        "layer_norm bwd": lambda: backward_alone(wrap(layer_norm), "x", "w", "b"),
+        "gelu fwd": lambda: forward(wrap(gelu), "x"),
+        "gelu bwd": lambda: backward_alone(wrap(gelu), "x"),
+        "embedding": lambda: forward(wrap(F.embedding), "ids", "w"),
+    }
+    return [(label, made[case.op]())] if case.op in made else []
+
+
 def torch_peers(case, dry):
     import torch
     import torch.nn.functional as F
@@ -373,6 +453,9 @@ def torch_peers(case, dry):
     found = norm_and_mlp_peers(case, "torch eager", rms_norm, swiglu)
     if case.op.startswith("rms_norm"):
         found += norm_and_mlp_peers(case, "F.rms_norm", lambda x, w: F.rms_norm(x, x.shape[-1:], w, EPS), None)
+    found += plain_peers(case, "torch eager")
+    if case.op == "sample":
+        return [("torch.topk + multinomial", forward(lambda logits: drawn(logits)[0], "logits"))]
     if case.op == "matmul":
         return [("torch.matmul", forward(lambda x, w: torch.matmul(x, w.t()), "x", "w"))]
     if case.op == "linear bf16 fwd":
@@ -500,7 +583,7 @@ def compile_peers(case, dry):
     # The dry run traces everything, but has no use for a C++ compiler.
     compiled = lambda f: torch.compile(f, dynamic=False, **({"backend": "aot_eager"} if dry else {}))
     label = "torch.compile"
-    found = norm_and_mlp_peers(case, label, compiled(rms_norm), compiled(swiglu))
+    found = norm_and_mlp_peers(case, label, compiled(rms_norm), compiled(swiglu)) + plain_peers(case, label, compiled)
     if case.op == "linear bf16 fwd":
         found = [(f"{label}, LoRA", forward(compiled(linear_lora), "x", "w", "a", "b"))]
     if case.op == "linear bf16 bwd":
@@ -521,6 +604,12 @@ def bitsandbytes_peers(case, dry):
     def in_two(x, a, b, w4, state):
         return with_lora(F.linear(x, bnb.functional.dequantize_4bit(w4, state)), x, a, b)
 
+    if case.op == "quantise":
+
+        def quantise(w):
+            return bnb.functional.quantize_4bit(w, blocksize=64, compress_statistics=True, quant_type="nf4")[0]
+
+        return [("bitsandbytes quantize_4bit", forward(quantise, "w"))]
     if case.op == "dequantise":
         return [("bitsandbytes dequantize_4bit", forward(bnb.functional.dequantize_4bit, "w4", "state"))]
     bare = lambda x, w4, state: bnb.matmul_4bit(x, w4, quant_state=state)
@@ -542,12 +631,16 @@ def bitsandbytes_peers(case, dry):
 
 def liger_peers(case, dry):
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
     found = norm_and_mlp_peers(
         case, "Liger", lambda x, w: LigerRMSNormFunction.apply(x, w, EPS), LigerSiLUMulFunction.apply
     )
+    if case.op.startswith("layer_norm"):
+        norm = lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, 1e-5)
+        found = [("Liger", (backward_alone if case.op.endswith("bwd") else forward)(norm, "x", "w", "b"))]
     if case.op == "head":
 
         def loss(h, w, targets):

@@ -121,6 +121,15 @@ impl Model {
         self.rope.as_ref().map_or(0, |table| table.bytes() as u64)
     }
 
+    /// Bytes that a loaded model keeps where it computes: its weights, the table of rotations, and the values of what is trained
+    /// and of the attached adapters. Not those that are pinned in the CPU's memory.
+    pub fn resident_bytes(&self) -> u64 {
+        let FrozenBytes { dense, quantised, pinned: _ } = self.frozen_bytes();
+        let adapters = self.attached.iter().flatten().map(|a| &a.params);
+        let values: usize = adapters.chain([&self.params]).map(Params::bytes).sum();
+        dense + quantised + self.rotation_bytes() + values as u64
+    }
+
     /// Of a planned model: the most bytes of device memory that loading it takes beside the weights, before anything else is
     /// there.
     pub fn loading_bytes(&self) -> u64 {

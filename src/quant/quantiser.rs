@@ -55,7 +55,39 @@ impl Quantiser {
     pub fn quantise(&mut self, view: &TensorView<'_>, double: bool) -> Result<DeviceNf4> {
         let device = self.code2.0.device().clone();
         let Exec::Kernels(l) = device.exec() else { return Err(needs_kernels("nf4 quantise")) };
-        let ((rows, cols), n) = (view.rows_cols(), view.len());
+        let n = view.len();
+        let begun = self.begin(n, double)?;
+        let source = room(&mut self.source, n.min(self.piece) * 4, &device)?;
+        for first in (0..n).step_by(self.piece) {
+            let count = self.piece.min(n - first);
+            send(view, first, count, source)?;
+            // A piece is whole blocks, so that its codes begin with a byte of their own.
+            let to = (begun.packed.addr() as *mut u8).wrapping_add(first / 2);
+            launch::quantise(l, (to, begun.absmax.wrapping_add(first / BLOCK)), source.addr(), view.dtype, count)?;
+        }
+        self.end(begun, view.rows_cols(), view.dtype, |why| view.wrong(why))
+    }
+
+    /// As [`Quantiser::quantise`], of a matrix that is in the device's memory already, bf16 or f32.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] if it holds NaN or infinity or is of another dtype; [`Error::Memory`]; [`Error::Kernel`].
+    pub fn quantise_resident(&mut self, x: &Tensor, double: bool) -> Result<DeviceNf4> {
+        let device = self.code2.0.device().clone();
+        let Exec::Kernels(l) = device.exec() else { return Err(needs_kernels("nf4 quantise")) };
+        let (at, source) = match x.dtype() {
+            DType::Bf16 => (x.ptr::<half::bf16>() as u64, Dtype::BF16),
+            DType::F32 => (x.ptr::<f32>() as u64, Dtype::F32),
+            other => return Err(Error::shape("nf4 quantise", format!("is {other:?}: kernels read bf16 and f32"))),
+        };
+        let begun = self.begin(x.len(), double)?;
+        launch::quantise(l, (begun.packed.addr() as *mut u8, begun.absmax), at, source, x.len())?;
+        self.end(begun, (x.rows(), x.cols()), source, |why| Error::shape("nf4 quantise", why))
+    }
+
+    /// Room for the results of `n` elements.
+    fn begin(&mut self, n: usize, double: bool) -> Result<Begun> {
+        let device = self.code2.0.device().clone();
         let blocks = n.div_ceil(BLOCK);
         let packed = device.alloc(n.div_ceil(2))?;
         // What stays, or what the next matrix writes over.
@@ -67,14 +99,20 @@ impl Quantiser {
             Some(absmax) => absmax.ptr::<f32>().cast_mut(),
             None => room(&mut self.absmax, blocks * 4, &device)?.addr() as *mut f32,
         };
-        let source = room(&mut self.source, n.min(self.piece) * 4, &device)?;
-        for first in (0..n).step_by(self.piece) {
-            let count = self.piece.min(n - first);
-            send(view, first, count, source)?;
-            // A piece is whole blocks, so that its codes begin with a byte of their own.
-            let to = (packed.addr() as *mut u8).wrapping_add(first / 2);
-            launch::quantise(l, (to, absmax.wrapping_add(first / BLOCK)), source, view.dtype, count)?;
-        }
+        Ok(Begun { packed, plain, absmax, blocks })
+    }
+
+    /// What becomes of it once codes and absmax are there. `wrong` makes the error for what is not finite.
+    fn end(
+        &self,
+        begun: Begun,
+        (rows, cols): (usize, usize),
+        source: Dtype,
+        wrong: impl FnOnce(String) -> Error,
+    ) -> Result<DeviceNf4> {
+        let Begun { packed, plain, absmax, blocks } = begun;
+        let device = self.code2.0.device().clone();
+        let Exec::Kernels(l) = device.exec() else { return Err(needs_kernels("nf4 quantise")) };
         let mut offset = Tensor::unwritten(1, 1, DType::F32, &device)?;
         launch::mean(l, &mut offset, absmax, blocks)?;
         // One element that is not finite makes its absmax, and so the mean, not finite.
@@ -86,14 +124,22 @@ impl Quantiser {
                 (None, kept) => kept.iter().for_each(|b| b.read(0, bytes_of_mut(&mut seen))),
             }
             let at = seen.iter().position(|a| !a.is_finite()).unwrap_or(0) * BLOCK;
-            return Err(view.wrong(format!("holds NaN or infinity near element {at}")));
+            return Err(wrong(format!("holds NaN or infinity near element {at}")));
         }
         let absmax = match plain {
             Some(absmax) => DeviceAbsmax::Plain(absmax),
             None => double_quantised(absmax, blocks, offset, &self.code2)?,
         };
-        Ok(DeviceNf4 { rows, cols, source: view.dtype, packed, absmax, device })
+        Ok(DeviceNf4 { rows, cols, source, packed, absmax, device })
     }
+}
+
+/// A matrix on its way: its codes, and its absmax where they stay or where they wait to be quantised.
+struct Begun {
+    packed: Buffer,
+    plain: Option<Tensor>,
+    absmax: *mut f32,
+    blocks: usize,
 }
 
 /// A buffer of at least so many bytes, kept for the next time. (A smaller one goes before the larger one comes.)
@@ -148,16 +194,16 @@ pub(super) fn size(n: usize) -> Result<i64> {
 mod launch {
     use super::{Buffer, Code2, Dtype, Launcher, Result, Tensor, abi, dynamic8, kernels, size};
 
-    /// `n` elements of `x`, which are bf16 if that is the file's dtype, else f32.
+    /// `n` elements at the address `x`, which are bf16 if that is the file's dtype, else f32.
     pub(super) fn quantise(
         l: &Launcher,
         (packed, absmax): (*mut u8, *mut f32),
-        x: &Buffer,
+        x: u64,
         dtype: Dtype,
         n: usize,
     ) -> Result<()> {
         let kernel = if dtype == Dtype::BF16 { kernels::NF4_QUANTISE_BF16 } else { kernels::NF4_QUANTISE_F32 };
-        let (x, x32) = (x.addr() as *const half::bf16, x.addr() as *const f32);
+        let (x, x32) = (x as *const half::bf16, x as *const f32);
         let p = abi::Nf4Quantise { packed, absmax, x, x32, n: size(n)? };
         let grid = n.div_ceil(abi::NF4_QUANTISE_TILE as usize);
         l.kernel(kernel).grid(grid).block(abi::NF4_THREADS).launch(&p)

@@ -11,12 +11,14 @@
 //! | a request's fields and their bounds, answers whole or streamed | `openai/` |
 //! | names of adapters, hot load and unload, the jail | `adapters` |
 //! | template and thinking mode of an adapter | `voice` |
+//! | how much of the memory keys and values get | `budget` |
 //! | a line of log and the metrics of each request | `log`, `metrics` |
 
 mod adapters;
 mod answer;
 mod app;
 mod auth;
+mod budget;
 #[cfg(test)]
 mod double;
 mod engine;

@@ -4,28 +4,26 @@ use std::path::Path;
 
 use super::adapters::Registry;
 use super::app::App;
+use super::budget::fitting;
 use super::engine::Engine;
 use super::options::Options;
 use super::voice::Voices;
 use super::worker::{Limits, Worker};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::eval;
 use crate::format::HfConfig;
-use crate::model::{FrozenBytes, Model, PAGE};
-use crate::tensor::DType;
+use crate::model::PAGE;
 use crate::train::{Control, Event, Inputs, plan, target};
 
 /// Of a long context so much is kept for each sequence of the batch; those that need more find it where others need less.
 const USUAL: usize = 2048;
-/// Of the memory that is left so much is taken for keys and values; the rest is for what a pass computes.
-const SHARE: f64 = 0.8;
 
 /// Loads the base that `config` names with its adapter and those of `options`.
 ///
 /// # Errors
-/// Whatever is wrong with model, adapters, tokenizer or template; [`Error::Config`] for two models of one name;
-/// [`Error::Memory`] if the cache does not fit.
+/// Whatever is wrong with model, adapters, tokenizer or template; [`Error::Config`](crate::Error::Config) for two models of one name;
+/// [`Error::Memory`](crate::Error::Memory) if the cache does not fit.
 pub fn open(config: &Config, options: Options) -> Result<App> {
     let (folder, _, _) = Inputs::model(config, &mut |_: &Event<'_>| Control::Continue)?;
     let name = options.model_name.clone().unwrap_or_else(|| last_part(Path::new(&config.model.model_name_or_path)));
@@ -56,37 +54,12 @@ pub fn open(config: &Config, options: Options) -> Result<App> {
     let hf = HfConfig::open(&folder)?;
     let cache_tokens = match cache {
         Some(asked) => asked,
-        None => wanted.min(fitting(config, &hf, &model)?),
+        None => wanted.min(fitting(config, &target::pick(config)?.1, &model)?),
     };
     let limits = Limits { batch: options.max_batch, cache_tokens, queue: options.max_queue };
     let worker = Worker::start(model, limits)?;
     let (context, generate) = (worker.longest(), config.generate.clone());
     Ok(App::new(options, Engine::Worker(worker), registry, generate, (context, hf.vocab_size)))
-}
-
-/// Tokens whose keys and values fit beside the model, in what the config or the machine allows.
-fn fitting(config: &Config, hf: &HfConfig, model: &Model) -> Result<usize> {
-    let (device, target) = target::pick(config)?;
-    drop(device);
-    let Some(limit) = target.limit(config) else { return Ok(usize::MAX) };
-    let FrozenBytes { dense, quantised, .. } = model.frozen_bytes();
-    // What the machine has free is counted with the model already in it; `max_memory` is for both.
-    let left = match config.model.max_memory {
-        Some(most) => most.saturating_sub(dense.saturating_add(quantised)),
-        None => limit,
-    };
-    let size = if target.dtype(config) == DType::F32 { 4 } else { 2 };
-    let token = 2 * hf.num_hidden_layers * hf.num_key_value_heads * hf.head_dim * size;
-    let tokens = (left as f64 * SHARE) as usize / token.max(1);
-    match tokens / PAGE * PAGE {
-        0 => {
-            let why = format!(
-                "beside the model {left} bytes are left, which is not enough for the keys and values of {PAGE} tokens; raise `max_memory`"
-            );
-            Err(Error::Memory(why))
-        }
-        tokens => Ok(tokens),
-    }
 }
 
 /// A folder's name.

@@ -5,6 +5,7 @@ pub mod card;
 pub mod checkpoint_dir;
 mod engine;
 mod files;
+pub mod fit;
 mod graphs;
 mod inputs;
 pub mod json;

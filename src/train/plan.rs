@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use super::engine::policy;
 use super::target::Target;
-use crate::config::{Config, FinetuningType, NOTHING_TRAINED};
+use crate::config::{Config, NOTHING_TRAINED};
 use crate::data::Batch;
 use crate::device::{Device, Layout};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::HfConfig;
 use crate::model::{self, FrozenBytes, Model, Options, Pass, Policies, Policy, Spec};
 use crate::ops::adamw::Moments;
@@ -42,7 +42,7 @@ impl Envelope {
     }
 
     /// What is left of it with at most `rows` rows of at most `len` tokens.
-    fn first(&self, rows: usize, len: usize) -> Self {
+    pub(super) fn first(&self, rows: usize, len: usize) -> Self {
         let lengths: Vec<usize> = self.lengths.iter().take(rows).map(|&n| n.min(len)).collect();
         let tokens = lengths.iter().sum();
         Envelope { loss_rows: self.loss_rows.min(tokens), lengths }
@@ -118,7 +118,12 @@ pub struct Bytes {
 impl Bytes {
     /// The most that is taken at a time.
     pub fn total(&self) -> u64 {
-        self.weights() + self.loading.max(self.trained + self.gradient + self.optimizer + self.step + self.scratch)
+        self.weights() + self.loading.max(self.run())
+    }
+
+    /// What is there beside the weights once they are loaded, at its peak.
+    pub fn run(&self) -> u64 {
+        self.trained + self.gradient + self.optimizer + self.step + self.scratch
     }
 
     /// What is frozen.
@@ -347,101 +352,6 @@ impl<'a> DryRun<'a> {
 
 /// Panels of a product that a thread packs: two of at most a few MB.
 const SCRATCH_PER_THREAD: usize = 8 << 20;
-
-/// Refuses a plan that exceeds `limit` bytes, naming the nearest settings that fit.
-///
-/// # Errors
-/// [`Error::Memory`] with the figures.
-pub fn check(
-    plan: &Plan,
-    limit: u64,
-    folder: &Path,
-    config: &Config,
-    train: &Envelope,
-    eval: &Envelope,
-    target: &Target,
-) -> Result<()> {
-    let need = plan.bytes.total();
-    if need <= limit {
-        return Ok(());
-    }
-    let fits = |c: &Config, t: &Envelope, e: &Envelope| {
-        self::plan(folder, c, t, e, target).is_ok_and(|p| p.bytes.total() <= limit)
-    };
-    let advice = nearest(config, train, eval, target, &fits);
-    let b = plan.bytes;
-    let advice =
-        advice.map_or("no setting makes it fit".into(), |settings| format!("this fits: {}", settings.join(", ")));
-    Err(Error::Memory(format!(
-        "the run needs {} (weights {}, trained {}, gradient and optimizer {}, a step {}), the limit is {}; {advice}",
-        human(need),
-        human(b.weights()),
-        human(b.trained),
-        human(b.gradient + b.optimizer),
-        human(b.step + b.scratch),
-        human(limit)
-    )))
-}
-
-/// The settings, as `key: value`, that make a run fit and change least of it; each is tried on top of those before. None
-/// if nothing helps.
-fn nearest(
-    config: &Config,
-    train: &Envelope,
-    eval: &Envelope,
-    target: &Target,
-    fits: &dyn Fn(&Config, &Envelope, &Envelope) -> bool,
-) -> Option<Vec<String>> {
-    let mut c = config.clone();
-    let mut settings = Vec::new();
-    // The same result, a little slower. (On a GPU the plan has done that already.)
-    if matches!(target, Target::Cpu { .. }) && c.model.disable_gradient_checkpointing {
-        c.model.disable_gradient_checkpointing = false;
-        settings.push("disable_gradient_checkpointing: false".to_string());
-        if fits(&c, train, eval) {
-            return Some(settings);
-        }
-    }
-    // The same step, in more and smaller micro-batches.
-    let rows = config.train.per_device_train_batch_size;
-    let batches = |rows_now: usize| {
-        let steps = config.train.gradient_accumulation_steps * rows / rows_now;
-        let mut all = vec![format!("per_device_train_batch_size: {rows_now}")];
-        if steps != config.train.gradient_accumulation_steps {
-            all.push(format!("gradient_accumulation_steps: {steps}"));
-        }
-        if eval.lengths.len() > rows_now {
-            all.push(format!("per_device_eval_batch_size: {rows_now}"));
-        }
-        all
-    };
-    for rows_now in (1..rows.max(eval.lengths.len())).rev().filter(|n| rows.is_multiple_of(*n)) {
-        if fits(&c, &train.first(rows_now, usize::MAX), &eval.first(rows_now, usize::MAX)) {
-            settings.extend(batches(rows_now));
-            return Some(settings);
-        }
-    }
-    let one = |e: &Envelope| e.first(1, usize::MAX);
-    settings.extend(batches(1));
-    // Another model in memory, but the same data.
-    if c.model.quantization_bit.is_none() && c.tune.finetuning_type == FinetuningType::Lora {
-        c.model.quantization_bit = Some(4);
-        settings.push("quantization_bit: 4".to_string());
-        if fits(&c, &one(train), &one(eval)) {
-            return Some(settings);
-        }
-    }
-    // Less of the data.
-    let mut cutoff = config.data.cutoff_len;
-    while cutoff > 64 {
-        cutoff /= 2;
-        if fits(&c, &train.first(1, cutoff), &eval.first(1, cutoff)) {
-            settings.push(format!("cutoff_len: {cutoff}"));
-            return Some(settings);
-        }
-    }
-    None
-}
 
 /// Bytes for people.
 pub fn human(bytes: u64) -> String {

@@ -15,7 +15,7 @@ use super::schedule::{Cadence, Due, Schedule, Steps};
 use super::state::{BestMetric, TrainerState, to_rotate};
 use super::target::{self, Target};
 use super::tensorboard::TensorBoard;
-use super::{card, files, plot};
+use super::{card, files, fit, plot};
 use crate::config::{Config, Precision, Resume, Strategy};
 use crate::data::batch::Padding;
 use crate::data::{Batch, Sample};
@@ -47,7 +47,7 @@ pub fn prepare(config: &Config, target: &Target, observer: &mut dyn Observer) ->
     let (train, eval) = envelopes(config, &inputs);
     let plan = plan::plan(&inputs.folder, config, &train, &eval, target)?;
     if let Some(limit) = target.limit(config) {
-        plan::check(&plan, limit, &inputs.folder, config, &train, &eval, target)?;
+        fit::check(&plan, limit, &inputs.folder, config, &train, &eval, target)?;
     }
     Ok((inputs, plan))
 }

@@ -161,6 +161,23 @@ fn pieces_do_not_change_a_bit() {
                 };
                 let stored = Stored::new(&x, rows, cols, source);
                 let double = i % 2 == 0;
+                // In memory of the device already: the same.
+                if source != Dtype::F16 {
+                    let there = match source {
+                        Dtype::BF16 => Tensor::from_slice(
+                            &x.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(),
+                            rows,
+                            cols,
+                            &device,
+                        ),
+                        _ => Tensor::from_slice(&x, rows, cols, &device),
+                    };
+                    all.push((
+                        quantiser.quantise_resident(&there.unwrap(), double).unwrap(),
+                        Stored::new(&x, rows, cols, source),
+                        double,
+                    ));
+                }
                 all.push((quantiser.quantise(&stored.view(), double).unwrap(), stored, double));
             }
             for (got, stored, double) in all {
@@ -192,6 +209,9 @@ fn what_is_not_finite_is_refused() {
             }
         }
     }
+    let x = Tensor::from_slice(&[1.0f32, f32::NAN, 1.0], 1, 3, &device).unwrap();
+    let why = Quantiser::new(&device).unwrap().quantise_resident(&x, true).map(drop).unwrap_err().to_string();
+    assert!(why.contains("NaN or infinity near element 0"), "{why}");
     // Kernels do not run on the CPU's device.
     let stored = Stored::new(&[1.0; 4], 2, 2, Dtype::F32);
     assert!(stored.quantised(false, &Device::cpu(1)).is_err());

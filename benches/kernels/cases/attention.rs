@@ -1,6 +1,6 @@
 //! Attention of one long sequence, forward and both ways; and of a step of generation over pages of a cache.
 
-use super::case::Case;
+use super::case::{Case, How};
 use super::inputs::tensor;
 use qlora_engine::ops::attention::{self, Attention, Paged, Scores};
 use qlora_engine::tensor::{Index, Live};
@@ -14,7 +14,7 @@ pub fn trained(model: &str, tokens: usize, heads: usize, kv_heads: usize, head_d
         name: format!("{model} attention {heads}/{kv_heads}x{head_dim} {}", if backward { "fwd + bwd" } else { "fwd" }),
         flops: t * (t + 1.0) / 2.0 * width * if backward { 14.0 } else { 4.0 },
         bytes: 2.0 * t * (2.0 * width + 2.0 * kv) * if backward { 3.0 } else { 1.0 },
-        eager: false,
+        how: How::Graph,
         make: Box::new(move |device| {
             let q = tensor(tokens, heads * head_dim, 1, device)?;
             let (k, v) =
@@ -47,7 +47,7 @@ pub fn decoded(model: &str, sequences: usize, keys: usize, heads: usize, kv_head
         name: format!("{model} attention {heads}/{kv_heads}x{head_dim} {sequences} rows of {keys} keys"),
         flops: 4.0 * (sequences * keys * width) as f64,
         bytes: 2.0 * (sequences * (2 * keys * kv + 2 * width)) as f64,
-        eager: false,
+        how: How::Graph,
         make: Box::new(move |device| {
             let q = tensor(sequences, width, 1, device)?;
             let (k, v) =

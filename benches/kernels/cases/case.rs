@@ -8,8 +8,19 @@ use qlora_engine::ops::linear::Matrix;
 use qlora_engine::quant::{Code2, DeviceNf4, Nf4};
 use qlora_engine::tensor::{DType, Tensor};
 
-/// A computation over its inputs on one device; returns its results.
+/// A computation over its inputs on one device; returns its results. Where they cost more to get at than to compute, or
+/// take the place of the inputs, only the first run does so.
 pub type Run = Box<dyn FnMut() -> Result<Vec<Tensor>>>;
+
+/// Results that a run leaves where its inputs were, for the comparison: copies on the CPU, outside of planned memory. None in
+/// a plan, and none after the first time, which `shown` remembers.
+pub fn show(results: &[&Tensor], shown: &mut bool) -> Result<Vec<Tensor>> {
+    let plan = results.iter().any(|t| t.device().is_plan());
+    if plan || std::mem::replace(shown, true) {
+        return Ok(Vec::new());
+    }
+    results.iter().map(|t| Tensor::from_slice(&t.to_f64(), t.rows(), t.cols(), &Device::cpu(1))).collect()
+}
 
 /// Makes the inputs on a device.
 type Make = Box<dyn Fn(&Device) -> Result<Run>>;
@@ -20,9 +31,19 @@ pub struct Case {
     pub flops: f64,
     /// That have to be moved at least.
     pub bytes: f64,
-    /// Launched one by one: it cannot be captured as a graph.
-    pub eager: bool,
+    pub how: How,
     pub make: Make,
+}
+
+/// How kernels of a case are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// All at once, as a graph that was captured.
+    Graph,
+    /// One by one: the CPU writes something for each run.
+    Launched,
+    /// One by one, in memory that no plan placed: the CPU waits for an answer in each run, which counts.
+    Asking,
 }
 
 /// The matrix of a layer, wherever it lies.

@@ -1,6 +1,6 @@
 //! The head: logits, loss and the gradient of what it reads, in chunks.
 
-use super::case::Case;
+use super::case::{Case, How};
 use super::inputs::tensor;
 use qlora_engine::ops::{Slot, linear_cross_entropy};
 use qlora_engine::tensor::{DType, Index, Live, Tensor};
@@ -12,7 +12,7 @@ pub fn case(model: &str, labelled: usize, hidden: usize, vocab: usize) -> Case {
         name: format!("{model} linear_cross_entropy {vocab}x{hidden}"),
         flops: 4.0 * rows * h * v,
         bytes: 4.0 * h * v,
-        eager: false,
+        how: How::Graph,
         make: Box::new(move |device| {
             let (h, w) = (tensor(labelled, hidden, 1, device)?, tensor(vocab, hidden, 2, device)?);
             let targets: Vec<u32> = (0..labelled as u32).map(|i| i * 37 % vocab as u32).collect();

@@ -8,7 +8,7 @@ use qlora_engine::quant::{Nf4, Nf4Builder};
 use qlora_engine::tensor::{DType, Float, Tensor};
 
 /// Seeded numbers in [-1, 1), bf16: products of zeros would be faster than those of a model.
-fn values(n: usize, seed: u64) -> Vec<bf16> {
+pub fn values(n: usize, seed: u64) -> Vec<bf16> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -1,7 +1,7 @@
 //! A layer with its adapter: NF4 and bf16, forward and both ways; without one: NF4 in f16, and for the few rows of a step of
 //! generation.
 
-use super::case::{Base, Case};
+use super::case::{Base, Case, How};
 use super::inputs::tensor;
 use half::f16;
 use qlora_engine::Result;
@@ -28,7 +28,7 @@ pub fn trained(model: &str, tokens: usize, out: usize, inn: usize, nf4: bool, ba
         name: format!("{model} linear {out}x{inn} {} {}", dtype(nf4), if backward { "fwd + bwd" } else { "fwd" }),
         flops: if backward { 4.0 * t * o * i + 3.0 * adapter } else { 2.0 * t * o * i + adapter },
         bytes: (weights(out, inn, nf4) + 2.0 * t * (o + i)) * if backward { 2.0 } else { 1.0 },
-        eager: false,
+        how: How::Graph,
         make: Box::new(move |device| {
             let (base, x) = (Base::new(out, inn, nf4, device)?, tensor(tokens, inn, 1, device)?);
             let (dy, flat) = (tensor(tokens, out, 2, device)?, tensor(1, RANK * (inn + out), 3, device)?);
@@ -94,7 +94,7 @@ pub fn decoded(model: &str, rows: usize, out: usize, inn: usize, nf4: bool) -> C
         },
         flops: 2.0 * (rows * out * inn) as f64,
         bytes: weights(out, inn, nf4) + 2.0 * (rows * (out + inn)) as f64,
-        eager: false,
+        how: How::Graph,
         make: Box::new(move |device| {
             let (base, x) = (Base::new(out, inn, nf4, device)?, tensor(rows, inn, 1, device)?);
             Ok(Box::new(move || {

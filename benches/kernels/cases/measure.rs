@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::case::Case;
+use super::case::{Case, How};
 use criterion::Criterion;
 use qlora_engine::Result;
 use qlora_engine::device::abi::Step;
-use qlora_engine::device::{Card, Device};
+use qlora_engine::device::{Card, Device, Layout, Reserved};
 use qlora_engine::tensor::Tensor;
 
 /// What tensor cores of a Hopper card reach by `mma.sync`, as a share of their peak, which takes `wgmma`: 494 of 757 TFLOP/s
@@ -22,20 +22,39 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     (off / b.iter().map(|b| b * b).sum::<f64>()).sqrt()
 }
 
+/// Where the runs of a case have their results: each tensor at its planned place in memory reserved beforehand; None: as it comes.
+struct Place(Option<(Reserved, Arc<Layout>)>);
+
+impl Place {
+    fn new(case: &Case, copies: usize, device: &Device) -> Result<Place> {
+        if case.how == How::Asking {
+            return Ok(Place(None));
+        }
+        let planned = Device::plan_kernels();
+        let mut dry = (0..copies).map(|_| (case.make)(&planned)).collect::<Result<Vec<_>>>()?;
+        let _ = planned.take_plan();
+        for run in &mut dry {
+            run()?;
+        }
+        let layout = Arc::new(planned.take_plan().unwrap_or_default().0.layout());
+        Ok(Place(Some((device.reserve(layout.bytes())?, layout))))
+    }
+
+    fn run<R>(&self, work: impl FnOnce() -> Result<R>) -> Result<R> {
+        match &self.0 {
+            Some((memory, layout)) => memory.run(layout, work),
+            None => work(),
+        }
+    }
+}
+
 /// Times a case on a device whose second-level cache has `l2` bytes; returns the best seconds a run.
 ///
 /// # Errors
 /// What the device says, and a result that is not the CPU's.
 pub fn time(c: &mut Criterion, case: &Case, device: &Device, l2: f64) -> Result<f64> {
     let copies = ((2.0 * l2 / case.bytes).ceil() as usize).clamp(1, 32);
-    let planned = Device::plan_kernels();
-    let mut dry = (0..copies).map(|_| (case.make)(&planned)).collect::<Result<Vec<_>>>()?;
-    let _ = planned.take_plan();
-    for run in &mut dry {
-        run()?;
-    }
-    let layout = Arc::new(planned.take_plan().unwrap_or_default().0.layout());
-    let memory = device.reserve(layout.bytes())?;
+    let place = Place::new(case, copies, device)?;
     // Kernels read the scale of the loss here; every row of a case counts.
     device.set_step(Step { tokens: 0, sequences: 0, loss_rows: 0, micro_step: 0, seed: 0, scale: 1.0, noise: 0.0 });
     let mut runs = (0..copies).map(|_| (case.make)(device)).collect::<Result<Vec<_>>>()?;
@@ -44,7 +63,7 @@ pub fn time(c: &mut Criterion, case: &Case, device: &Device, l2: f64) -> Result<
     // headers name as often: 1 % is several times that.
     let want = (case.make)(&Device::cpu(std::thread::available_parallelism().map_or(1, |n| n.get())))?()?;
     let mut off = 0.0f64;
-    memory.run(&layout, || {
+    place.run(|| {
         for (i, run) in runs.iter_mut().enumerate() {
             let got = run()?;
             if i == 0 {
@@ -58,9 +77,9 @@ pub fn time(c: &mut Criterion, case: &Case, device: &Device, l2: f64) -> Result<
     assert!(off <= 0.01, "{}: is off the CPU's result by {off:.2e}", case.name);
 
     let all = |runs: &mut Vec<super::case::Run>| runs.iter_mut().try_for_each(|run| run().map(drop));
-    let graph = match case.eager {
-        true => None,
-        false => memory.run(&layout, || device.capture(|| all(&mut runs)))?,
+    let graph = match case.how {
+        How::Graph => place.run(|| device.capture(|| all(&mut runs)))?,
+        How::Launched | How::Asking => None,
     };
     let mut best = f64::INFINITY;
     let mut failed = None;
@@ -70,7 +89,7 @@ pub fn time(c: &mut Criterion, case: &Case, device: &Device, l2: f64) -> Result<
                 for _ in 0..n {
                     match &graph {
                         Some(graph) => graph.launch()?,
-                        None => memory.run(&layout, || all(&mut runs))?,
+                        None => place.run(|| all(&mut runs))?,
                     }
                 }
                 Ok(())

@@ -2,13 +2,16 @@
 
 mod attention;
 pub mod case;
+mod embedding;
 mod head;
 mod inputs;
 mod linear;
 pub mod measure;
 mod nf4;
 mod optimizer;
+mod rope;
 mod rows;
+mod sample;
 
 use case::Case;
 
@@ -30,6 +33,10 @@ pub type Layer = (&'static str, usize, usize, usize, usize, usize, usize);
 
 pub fn of_layer((model, hidden, mlp, heads, kv_heads, head_dim, vocab): Layer, s: Sizes) -> Vec<Case> {
     let mut all = rows::cases(model, s.tokens, hidden, mlp);
+    all.push(embedding::case(model, s.tokens, hidden, vocab));
+    let turned = rope::Heads { tokens: s.tokens, heads, kv_heads, head_dim };
+    all.push(rope::alone(model, turned));
+    all.extend([false, true].map(|backward| rope::with_norm(model, turned, backward)));
     for backward in [false, true] {
         all.push(attention::trained(model, s.tokens, heads, kv_heads, head_dim, backward));
         for nf4 in [true, false] {
@@ -39,6 +46,8 @@ pub fn of_layer((model, hidden, mlp, heads, kv_heads, head_dim, vocab): Layer, s
     }
     all.push(head::case(model, s.labelled, hidden, vocab));
     all.push(nf4::dequantise(model, mlp, hidden));
+    all.push(nf4::quantise(model, mlp, hidden));
+    all.extend([1, 16].map(|rows| sample::case(model, rows, vocab)));
     for rows in [1, 8] {
         for nf4 in [true, false] {
             all.push(linear::decoded(model, rows, mlp, hidden, nf4));

@@ -1,6 +1,6 @@
 //! The norm of the gradient and AdamW with clipping, over one flat buffer: the bound is memory.
 
-use super::case::{Case, Run};
+use super::case::{Case, How, Run};
 use qlora_engine::ops::adamw::{self, AdamW, Flat, Groups, Moments};
 use qlora_engine::ops::grad_norm::{self, Norm};
 use qlora_engine::tensor::{DType, Tensor};
@@ -13,7 +13,7 @@ pub fn case(model: &str, n: usize) -> Case {
         // The gradient twice; parameter and both moments read and written.
         bytes: (2.0 * 4.0 + 3.0 * 8.0) * n as f64,
         // The constants of a step are written by the CPU, which a graph cannot hold.
-        eager: true,
+        how: How::Launched,
         make: Box::new(move |device| {
             let wide = |seed: usize| -> Vec<f32> {
                 (0..n).map(|i| ((i * 37 + seed * 11) % 251) as f32 / 251.0 - 0.5).collect()
