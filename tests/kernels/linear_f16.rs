@@ -1,5 +1,8 @@
 //! Layers over NF4 in f16, held to arithmetic that is written out here: the CPU has no op in f16.
 
+#[cfg(not(feature = "host-asan"))]
+use std::sync::Arc;
+
 use half::f16;
 
 use crate::*;
@@ -190,6 +193,41 @@ fn groups_equal_their_layers_alone() {
     let alone = run(false);
     assert!(alone.iter().flatten().all(|x| x.is_finite()));
     assert!(run(true) == alone);
+}
+
+/// One launch forward for all members, one for each backward, whatever is wished; and the arena that the plan of the same code
+/// gives it is enough.
+#[cfg(not(feature = "host-asan"))] // there nothing is recorded
+#[test]
+fn a_group_shares_its_launches() {
+    let (rows, inn, outs) = (40, 64, [128, 64, 64]);
+    let (planned, device) = (Device::plan_kernels(), Device::host_kernels(2, false).unwrap());
+    let layers = outs.map(|out| {
+        let q = quantised(&random(7, out * inn), out, inn, true);
+        DeviceNf4::upload(&q, &Code2::new(&device).unwrap()).unwrap()
+    });
+    let pass = |device: &Device| {
+        device.tuning().unwrap().set(Some(Wish { tile: Some(Tile::Small), nf4: Some(Nf4Path::Scratch) }));
+        let of = |cols: usize| Tensor::unwritten(rows, cols, DType::F16, device).unwrap();
+        (of(inn), outs.map(of), Tensor::zeros(1, 0, DType::F32, device).unwrap())
+    };
+    let step = |(x, dys, none): &mut (Tensor, [Tensor; 3], Tensor)| {
+        let l = layers.each_ref().map(|q| {
+            let w = if x.device().is_plan() { Matrix::Planned(q.rows, q.cols) } else { Matrix::DeviceNf4(q) };
+            Linear { w, bias: None, lora: None }
+        });
+        let made = linear::fwd_group(x, l, [None; 3])?;
+        linear::bwd_group(made.map(|m| m.1), x, l, dys.each_ref(), Dx::New, none).map(drop)
+    };
+    let mut dry = pass(&planned);
+    let _ = planned.take_plan();
+    step(&mut dry).unwrap();
+    let layout = Arc::new(planned.take_plan().unwrap().0.layout());
+    let memory = device.reserve(layout.bytes()).unwrap();
+    let mut inputs = pass(&device);
+    let graph = memory.run(&layout, || device.capture(|| step(&mut inputs))).unwrap().unwrap();
+    let want = ["gemm_nf4_nt_64_f16", "gemm_nf4_nn_64_f16", "gemm_nf4_nn_64_f16", "gemm_nf4_nn_64_f16"];
+    assert_eq!(graph.kernels(), want);
 }
 
 /// Rows of the identity pick W's elements out: those of the product are the dequantised ones to the bit, subnormal ones (below
