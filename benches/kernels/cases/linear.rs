@@ -68,7 +68,7 @@ pub fn bare_f16(model: &str, tokens: usize, out: usize, inn: usize, backward: bo
         name: format!("{model} linear {out}x{inn} nf4 f16 {}", if backward { "fwd + bwd" } else { "fwd" }),
         flops: 2.0 * t * o * i * times,
         bytes: (weights(out, inn, true) + 2.0 * t * (o + i)) * times,
-        eager: false,
+        how: How::Graph,
         make: Box::new(move |device| {
             let base = Base::new(out, inn, true, device)?;
             let (x, dy) = (tensor_f16(tokens, inn, 1, device)?, tensor_f16(tokens, out, 2, device)?);
