@@ -83,12 +83,14 @@ def cases(dry):
         add(f"gelu {mlp} bwd", "gelu bwd", 14 * tokens * mlp, 6 * tokens * mlp, mlp=mlp)
         rows = min(vocab, TABLE_ROWS_A_TOKEN * tokens)
         add(f"embedding {rows}x{hidden}", "embedding", 0, 4 * n + 4 * tokens, rows=rows, hidden=hidden)
+        turned = tokens * (heads + kv_heads) * dim
+        shape = {"heads": heads, "kv_heads": kv_heads, "dim": dim}
+        add(f"rope {heads}/{kv_heads}x{dim}", "rope", 3 * turned, 4 * turned + 4 * tokens * dim, **shape)
         width, kv, adapter = heads * dim, kv_heads * dim, 2 * tokens * RANK * (mlp + hidden)
         for way in ("fwd", "fwd + bwd"):
             back = way != "fwd"
             flops = tokens * (tokens + 1) / 2 * width * (14 if back else 4)
             nbytes = 2 * tokens * (2 * width + 2 * kv) * (3 if back else 1)
-            shape = {"heads": heads, "kv_heads": kv_heads, "dim": dim}
             add(f"attention {heads}/{kv_heads}x{dim} {way}", f"attention {way}", flops, nbytes, **shape)
             for kind in ("nf4", "bf16"):
                 weights = mlp * hidden * (0.516 if kind == "nf4" else 2)
@@ -160,6 +162,11 @@ class Inputs:
         elif op == "embedding":
             self.w = self.values(s["rows"], s["hidden"])
             self.ids = (torch.arange(s["tokens"], device=device) * 4099) % s["rows"]
+        elif op == "rope":
+            self.q, self.k = (self.heads(s["tokens"], s[heads], s["dim"]) for heads in ("heads", "kv_heads"))
+            freq = 1e6 ** (-torch.arange(0, s["dim"], 2, device=device) / s["dim"])
+            angles = (torch.arange(s["tokens"], device=device)[:, None] * freq).repeat(1, 2)[None]
+            self.cos, self.sin = angles.cos().bfloat16(), angles.sin().bfloat16()
         elif op == "quantise":
             self.w = self.values(s["out"], s["inn"])
         elif op == "sample":
@@ -239,6 +246,17 @@ def gelu(x):
     import torch.nn.functional as F
 
     return F.gelu(x, approximate="tanh")
+
+
+def rope(q, k, cos, sin):
+    """As transformers writes it."""
+    import torch
+
+    def turned(x):
+        half = x.shape[-1] // 2
+        return x * cos[:, None] + torch.cat((-x[..., half:], x[..., :half]), -1) * sin[:, None]
+
+    return turned(q), turned(k)
 
 
 def drawn(logits):
@@ -339,6 +357,8 @@ def reference(case, i):
         return [i.w[i.ids].float()]
     if op == "quantise":
         return [quantised(i.w)]
+    if op == "rope":
+        return list(rope(i.q.float(), i.k.float(), i.cos.float(), i.sin.float()))
     if op == "sample":
         return [i.logits.float().sort(-1, descending=True).values[:, :TOP_K]]
     if op.startswith("attention"):
@@ -381,7 +401,7 @@ def distance(got, want):
 
 
 def forward(f, *names):
-    """A forward pass alone."""
+    """A forward pass alone; of one result, or of a tuple of them."""
     import torch
 
     def make(i):
@@ -389,7 +409,8 @@ def forward(f, *names):
 
         def run():
             with torch.no_grad():
-                return [f(*args)]
+                y = f(*args)
+                return list(y) if isinstance(y, tuple) else [y]
 
         return run
 
@@ -433,7 +454,7 @@ def norm_and_mlp_peers(case, label, norm, mlp):
 
 
 def plain_peers(case, label, wrap=lambda f: f):
-    """Peers that are one call of torch, or that as something `wrap` makes of it."""
+    """Peers that are a call or a few of torch, or that as something `wrap` makes of it."""
     import torch.nn.functional as F
 
     made = {
@@ -442,6 +463,7 @@ def plain_peers(case, label, wrap=lambda f: f):
         "gelu fwd": lambda: forward(wrap(gelu), "x"),
         "gelu bwd": lambda: backward_alone(wrap(gelu), "x"),
         "embedding": lambda: forward(wrap(F.embedding), "ids", "w"),
+        "rope": lambda: forward(wrap(rope), "q", "k", "cos", "sin"),
     }
     return [(label, made[case.op]())] if case.op in made else []
 
@@ -633,11 +655,15 @@ def liger_peers(case, dry):
     from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction
     from liger_kernel.ops.layer_norm import LigerLayerNormFunction
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+    from liger_kernel.ops.rope import LigerRopeFunction
     from liger_kernel.ops.swiglu import LigerSiLUMulFunction
 
     found = norm_and_mlp_peers(
         case, "Liger", lambda x, w: LigerRMSNormFunction.apply(x, w, EPS), LigerSiLUMulFunction.apply
     )
+    if case.op == "rope":
+        # It turns in place: each run on what the one before has left, but the first, which is compared.
+        found = [("Liger", forward(LigerRopeFunction.apply, "q", "k", "cos", "sin"))]
     if case.op.startswith("layer_norm"):
         norm = lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, 1e-5)
         found = [("Liger", (backward_alone if case.op.endswith("bwd") else forward)(norm, "x", "w", "b"))]
