@@ -51,8 +51,8 @@ QE_KERNEL(probe_overrun, Probe, PROBE_THREADS) {
 }
 
 // out = in, four floats a thread, by asynchronous copies. 1: without the wait before they are read. 2: without any wait.
-// 3: the wait lets one group be under way still, and it is the one that is read. 4: out of the next thread's four, and before
-// they are read the copies of zeros over them have begun.
+// 3: the wait lets one group be under way still, and it is the one that is read. 4: out of the next thread's four (the
+// last: its own), and before all are read copies of zeros over them have begun.
 QE_KERNEL(probe_copy, Probe, PROBE_THREADS) {
   float* s = &shared<float>();
   const int at = 4 * thread();
@@ -65,7 +65,8 @@ QE_KERNEL(probe_copy, Probe, PROBE_THREADS) {
     cp_async16(s + at, p.in, false);
     cp_async_commit();
   }
-  const int from = p.which == 4 ? (at + 4) % (4 * static_cast<int>(blockDim.x)) : at;
+  const bool next = p.which == 4 && thread() + 1 < static_cast<int>(blockDim.x);
+  const int from = next ? at + 4 : at;
   for (int i = 0; i < 4; ++i) p.out[at + i] = s[from + i];
   if (p.which == 1 || p.which >= 3) cp_async_wait<0>();
 }
