@@ -62,11 +62,11 @@ for exe in qlora-engine conformance bench; do
     exit 1
   fi
 done
-# The executables are packed, and unpacked by run.sh: the folder has to travel.
-gzip -9 "$out/qlora-engine" "$out/conformance" "$out/bench"
-size=$(du -sm "$out" | cut -f1)
-if [ "$size" -ge 40 ]; then
-  echo "gpu-bundle: $out has $size MB; the limit is 40" >&2
+# What is large is packed, and unpacked by run.sh: the folder has to travel.
+gzip -9 "$out/qlora-engine" "$out/conformance" "$out/bench" "$out/assets/tiny-base/model.safetensors"
+size=$(du -sb "$out" | cut -f1)
+if [ "$size" -ge 40000000 ]; then
+  echo "gpu-bundle: $out has $size bytes; the limit is 40 MB" >&2
   exit 1
 fi
-echo "gpu-bundle: $out, $size MB; on the machine with the GPU: bash run.sh"
+echo "gpu-bundle: $out, $size bytes; on the machine with the GPU: bash run.sh"

@@ -6,8 +6,8 @@ cd "$(dirname "$0")"
 out=${OUT:-$PWD/out}
 mkdir -p "$out"
 export QLORA_TEST_ROOT=$PWD
-for exe in qlora-engine conformance bench; do
-  [ -x "$exe" ] || gunzip --keep "$exe.gz" || exit 1
+for packed in qlora-engine conformance bench assets/tiny-base/model.safetensors; do
+  [ -e "$packed" ] || gunzip --keep "$packed.gz" || exit 1
 done
 rows=()
 failed=0

@@ -10,7 +10,7 @@ mod shapes;
 use std::time::Duration;
 
 use cases::Sizes;
-use cases::measure::{line, time};
+use cases::measure::{SAMPLES, line, time};
 use criterion::{Criterion, criterion_group, criterion_main};
 use qlora_engine::device::{self, Device};
 use qlora_engine::train::target;
@@ -36,13 +36,16 @@ fn kernels(c: &mut Criterion) {
             Err(e) => rows.push(format!("{:<48} failed: {e}", case.name)),
         }
     }
-    println!("\n{}, best of its samples; the share is of the roofline, by the card's peak figures", card.name);
+    println!(
+        "\n{}, the median of {SAMPLES} samples; the share is of the roofline, by the card's peak figures",
+        card.name
+    );
     rows.iter().for_each(|row| println!("{row}"));
 }
 
 criterion_group! {
     name = benches;
-    config = Criterion::default().sample_size(10).warm_up_time(Duration::from_millis(200))
+    config = Criterion::default().sample_size(SAMPLES).warm_up_time(Duration::from_millis(200))
         .measurement_time(Duration::from_millis(600));
     targets = kernels
 }

@@ -8,7 +8,7 @@ its figures then stand beside those of the peers, with the ratio. A library that
 
 How it is timed: several sets of random inputs, together twice the second-level cache, one after the other between two CUDA
 events, median of --samples. Where a peer lets itself be captured as a CUDA graph, the graph is what counts, since ours run
-as one too ("graph"); otherwise its launches from Python count ("launched"). Both stand in the JSON. Before that its results
+as one too wherever they can ("graph"); otherwise its launches from Python count ("launched"). Both stand in the JSON. Before that its results
 are held to plain f32 arithmetic on the same inputs.
 
 A `bwd` of a norm is its backward alone; `fwd + bwd` is both, and counts both.
@@ -866,11 +866,12 @@ def collect(args, library, folder):
 
 
 def ours_of(path):
-    """Microseconds by case, from what benches/kernels printed."""
+    """Microseconds by case and how it ran, from what benches/kernels printed."""
     if path is None:
         return {}
-    found = re.findall(r"^(\S+ .*?) +([\d.]+) us +[\d.]+ TFLOP/s", Path(path).read_text(errors="replace"), re.M)
-    return {name: float(us) for name, us in found}
+    line = r"^(\S+ .*?) +([\d.]+) us +[\d.]+ TFLOP/s .* (graph|launched)$"
+    found = re.findall(line, Path(path).read_text(errors="replace"), re.M)
+    return {name: (float(us), how) for name, us, how in found}
 
 
 def table(rows, ours):
@@ -879,11 +880,12 @@ def table(rows, ours):
     lines = [head]
     for name in dict.fromkeys(row["case"] for row in rows):
         if name in ours:
-            lines.append(f"{name:44} {'qlora-engine':37} {ours[name]:10.1f} graph")
+            us, how = ours[name]
+            lines.append(f"{name:44} {'qlora-engine':37} {us:10.1f} {how}")
         for row in (r for r in rows if r["case"] == name):
             line = f"{name:44} {row['peer']:37} "
             if "us" in row:
-                ratio = f"{row['us'] / ours[name]:7.2f}" if name in ours else f"{'':7}"
+                ratio = f"{row['us'] / ours[name][0]:7.2f}" if name in ours else f"{'':7}"
                 figures = f"{row['tflops']:8.1f} {row['gbs']:7.0f} {row['off']:8.1e}"
                 line += f"{row['us']:10.1f} {row['how']:9} {figures} {ratio}  "
             lines.append((line + row["note"]).rstrip())

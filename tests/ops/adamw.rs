@@ -43,6 +43,20 @@ fn equals_the_formula() {
     }
 }
 
+/// Parameters in a type in which small steps are lost are refused, whatever else fits.
+#[test]
+fn low_precision_is_refused() {
+    let cpu = Device::cpu(1);
+    let a = AdamW { lr: 0.01, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, max_norm: 1.0, step: 1 };
+    let one = tensor(&[1.0], 1, 1, DType::F64);
+    let mut groups = Groups::new([(0..2, true)], &cpu).unwrap();
+    let (mut p, g) = (tensor(&[1.0; 2], 1, 2, DType::Bf16), tensor(&[1.0; 2], 1, 2, DType::Bf16));
+    let mut moments = Moments::zeros(&p, false).unwrap();
+    let flat = Flat { p: &mut p, moments: &mut moments, g: &g, copy: None };
+    let refused = step(flat, &mut groups, a, &one, &one).unwrap_err().to_string();
+    assert!(refused.contains("is Bf16") && refused.contains("f32 is needed"), "{refused}");
+}
+
 #[test]
 fn norm_of_many_elements() {
     let n = 100_003;

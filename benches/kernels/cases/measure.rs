@@ -15,6 +15,9 @@ use qlora_engine::tensor::Tensor;
 /// measured on an H800 (arXiv:2501.12084).
 const MMA_SYNC_ON_HOPPER: f64 = 494.0 / 757.0;
 
+/// Times that a case is measured.
+pub const SAMPLES: usize = 10;
+
 /// Distance of two results, relative to the second.
 fn distance(a: &Tensor, b: &Tensor) -> f64 {
     let (a, b) = (a.to_f64(), b.to_f64());
@@ -48,7 +51,8 @@ impl Place {
     }
 }
 
-/// Times a case on a device whose second-level cache has `l2` bytes; returns the best seconds a run.
+/// Times a case on a device whose second-level cache has `l2` bytes; returns the seconds a run, the median of [`SAMPLES`] as of
+/// the peers (benches/peers/gpu_kernels.py). `c` takes that many.
 ///
 /// # Errors
 /// What the device says, and a result that is not the CPU's.
@@ -81,7 +85,7 @@ pub fn time(c: &mut Criterion, case: &Case, device: &Device, l2: f64) -> Result<
         How::Graph => place.run(|| device.capture(|| all(&mut runs)))?,
         How::Launched | How::Asking => None,
     };
-    let mut best = f64::INFINITY;
+    let mut each = Vec::new();
     let mut failed = None;
     c.bench_function(&case.name, |b| {
         b.iter_custom(|n| {
@@ -100,21 +104,29 @@ pub fn time(c: &mut Criterion, case: &Case, device: &Device, l2: f64) -> Result<
                 Duration::from_secs(1)
             });
             let elapsed = (elapsed / copies as u32).max(Duration::from_nanos(1));
-            best = best.min(elapsed.as_secs_f64() / n as f64);
+            each.push(elapsed.as_secs_f64() / n as f64);
             elapsed
         })
     });
-    failed.map_or(Ok(best), Err)
+    // Those before are criterion's warm-up.
+    let warm_up = each.len().saturating_sub(SAMPLES);
+    failed.map_or_else(|| Ok(median(&mut each[warm_up..])), Err)
 }
 
-/// A line of the table: time, rates, and the share of the card's roofline; of a Hopper card also the share of what `mma.sync`
-/// can reach there.
+fn median(x: &mut [f64]) -> f64 {
+    x.sort_by(f64::total_cmp);
+    (x[(x.len() - 1) / 2] + x[x.len() / 2]) / 2.0
+}
+
+/// A line of the table: time, rates, the share of the card's roofline (of a Hopper card also that of what `mma.sync` can reach
+/// there), and whether it ran as a graph.
 pub fn line(case: &Case, seconds: f64, card: &Card, hopper: bool) -> String {
     let share = |card: &Card| 100.0 * card.roofline(case.flops, case.bytes) / seconds;
     let slower = Card { flops: card.flops * MMA_SYNC_ON_HOPPER, ..card.clone() };
     let of_mma = if hopper { format!(" {:>5.0} % of mma.sync", share(&slower)) } else { String::new() };
+    let how = if case.how == How::Graph { "graph" } else { "launched" };
     format!(
-        "{:<48} {:>10.1} us {:>8.1} TFLOP/s {:>8.0} GB/s {:>5.0} %{of_mma}",
+        "{:<48} {:>10.1} us {:>8.1} TFLOP/s {:>8.0} GB/s {:>5.0} %{of_mma} {how}",
         case.name,
         seconds * 1e6,
         case.flops / seconds / 1e12,

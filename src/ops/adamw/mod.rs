@@ -125,6 +125,12 @@ impl Groups {
 /// [`Error::Shape`] unless all have one shape and dtype (the copy: bf16) and the groups are of as many elements.
 pub fn step(flat: Flat, groups: &mut Groups, a: AdamW, norm: &Tensor, loss: &Tensor) -> Result<()> {
     let (rows, cols, dtype) = (flat.p.rows(), flat.p.cols(), flat.p.dtype());
+    if !matches!(dtype, DType::F32 | DType::F64) {
+        return Err(Error::shape(
+            "adamw p",
+            format!("is {dtype:?}; steps are smaller than that resolves: f32 is needed"),
+        ));
+    }
     match &*flat.moments {
         Moments::Full { m, v } => {
             m.expect("adamw m", rows, cols, dtype)?;
