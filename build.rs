@@ -21,7 +21,7 @@ const ARCHITECTURES: [&str; 6] = [
     "arch=compute_120,code=sm_120",
     "arch=compute_120,code=compute_120",
 ];
-/// Files of this ending hold `wgmma` and bulk copies, which only compute capability 9.0 has.
+/// Files of this ending hold `wgmma`, which only compute capability 9.0 has.
 const HOPPER_ONLY: &str = "_sm90";
 
 /// Kernels that are wrong on purpose, on the CPU only.
@@ -217,8 +217,7 @@ fn host_kernels(_: &[PathBuf], _: &Path) -> Vec<Kernel> {
 /// Compiles the kernels for the CPU, the probes among them, and returns them.
 #[cfg(feature = "host-kernels")]
 fn host_kernels(sources: &[PathBuf], out: &Path) -> Vec<Kernel> {
-    let mine = sources.iter().filter(|s| !stem(s).ends_with(HOPPER_ONLY)).cloned();
-    let sources: Vec<PathBuf> = mine.chain([PROBES.into()]).collect();
+    let sources: Vec<PathBuf> = sources.iter().cloned().chain([PROBES.into()]).collect();
     let kernels: Vec<Kernel> = sources.iter().flat_map(|path| kernels_of(path)).collect();
     let asan = env::var_os("CARGO_FEATURE_HOST_ASAN").is_some();
     compile_host(&sources, asan);
@@ -260,7 +259,8 @@ fn compile_host(sources: &[PathBuf], asan: bool) {
             println!("cargo:rustc-link-arg={arg}");
         }
     }
-    build.files(sources).file("kernels/host/runtime.cpp").compile("qe_host_kernels");
+    let twins = ["kernels/host/runtime.cpp", "kernels/host/wgmma.cpp"];
+    build.files(sources).files(twins).compile("qe_host_kernels");
 }
 
 /// A `libcuda.so.1` whose launches run the host-run kernels, for tests/cuda_stub.rs, in a folder of its own.

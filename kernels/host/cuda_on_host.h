@@ -32,7 +32,7 @@ struct Dim3 {
 // What a fiber waits for.
 enum class Wait : unsigned char { kNothing, kBlock, kWarp, kDone };
 // Collectives of a warp; each gathers what its 32 lanes brought.
-enum class Collective : unsigned char { kSync, kShuffle, kBallot, kMma, kLdmatrix, kLdmatrixTrans };
+enum class Collective : unsigned char { kSync, kShuffle, kBallot, kMma, kLdmatrix, kLdmatrixTrans, kWgmma, kWgmmaWait };
 
 struct PendingCopy {
   void* dst;
@@ -41,6 +41,26 @@ struct PendingCopy {
 };
 
 constexpr int kMaxPending = 256;  // copies that one thread has under way
+
+// A product of a warpgroup as one thread issues it: its first sum, the operands, columns, and how B lies.
+struct Wgmma {
+  float* d;  // those of 8 columns more: 4 further
+  uint64_t a, b;
+  int n;
+  bool trans_b;
+};
+constexpr int kMaxProducts = 16;  // that are under way
+
+// What a thread has to do with products of warpgroups.
+struct Products {
+  Wgmma pending[kMaxProducts];
+  int group[kMaxProducts];
+  int count, groups;
+  int line;        // of the last one
+  bool fenced;     // since the last group was closed
+  bool unseen;     // has copied what wgmma may not see yet
+  uint64_t trace;  // of all, to compare warps by
+};
 
 struct Fiber {
   void* sp;        // saved stack pointer while it does not run
@@ -54,6 +74,7 @@ struct Fiber {
   int pending_count;
   int groups;            // closed groups, and the open one's number
   PendingCopy* pending;  // kMaxPending, in order; apart from what is looked at all the time
+  Products* products;    // the same
   void* asan_stack;
 };
 
@@ -69,6 +90,14 @@ extern __thread Current current;  // (not thread_local: that would be a call at 
 void wait_block(int line);
 void wait_warp(Collective what, void* argument, int line);
 [[noreturn]] void fail(const char* why, int line);
+
+void wgmma_fence();
+void wgmma(Wgmma w, int line);
+void wgmma_commit();
+void wgmma_wait(int newest, int line);
+void fence_async();
+// Adds to the sums `d` of a warp's lanes its 16 rows of the product, from `first_row` on. Returns what is wrong, or null.
+const char* multiply(const Wgmma& w, float* const (&d)[QE_WARP], int first_row);
 
 void cp_async(void* dst, const void* src, int bytes, bool valid, int line);
 void cp_async_commit();

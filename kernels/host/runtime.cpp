@@ -33,6 +33,7 @@ constexpr uint64_t kCanary = 0x5AFE57ACC0FFEE00ull;
 struct Worker {
   Fiber fibers[kMaxThreads];
   PendingCopy pending[kMaxThreads][kMaxPending];
+  Products products[kMaxThreads];
   Fiber scheduler;
   void (*kernel)(const void*);
   const void* params;
@@ -125,6 +126,7 @@ void fiber_main() {
   w.kernel(w.params);
   Fiber& f = *current.fiber;
   if (f.pending_count > 0) fail("a thread ends before it has waited for its asynchronous copies", f.copy_line);
+  if (f.products->count > 0) fail("a thread ends before it has waited for its products", f.products->line);
   check_stack(f);
   f.wait = Wait::kDone;
   give_way(f);
@@ -136,6 +138,10 @@ void prepare(Fiber& f, unsigned thread) {
   f.thread = thread;
   f.wait = Wait::kNothing;
   f.pending_count = f.groups = 0;
+  Products& p = *f.products;
+  p.count = p.groups = 0;
+  p.fenced = p.unseen = false;
+  p.trace = 0;
   memcpy(f.stack, &kCanary, sizeof kCanary);
 #if defined(__x86_64__)
   // As if qe_host_switch had been called from fiber_main's caller: six registers, the address to return to, and a stack
@@ -239,6 +245,57 @@ void load_matrices(Fiber* lanes, bool trans) {
   }
 }
 
+void refuse(const char* why, const Fiber& f) {
+  Worker& w = *worker;
+  if (w.failed) return;
+  w.failed = true;
+  snprintf(w.why, sizeof w.why, "%s (thread %u, line %d)", why, f.thread, f.line);
+}
+
+// The product that all lanes of a warp have at place `i`.
+void run_product(Fiber* lanes, int i) {
+  const Wgmma& first = lanes[0].products->pending[i];
+  float* d[QE_WARP];
+  for (int l = 0; l < QE_WARP; ++l) d[l] = lanes[l].products->pending[i].d;
+  const char* why = multiply(first, d, static_cast<int>(lanes[0].thread / QE_WARP % 4) * 16);
+  if (why != nullptr) refuse(why, lanes[0]);
+}
+
+// A product begins: at once, or, in reverse, at its wait.
+void begin_product(Fiber* lanes) {
+  const Worker& w = *worker;
+  for (int l = 0; l < QE_WARP; ++l) {
+    Products& p = *lanes[l].products;
+    const Wgmma& mine = *static_cast<Wgmma*>(lanes[l].argument);
+    const Wgmma& first = *static_cast<Wgmma*>(lanes[0].argument);
+    if (mine.a != first.a || mine.b != first.b) return refuse("lanes name different operands of a product", lanes[l]);
+    if (!p.fenced) return refuse("a product without wgmma_fence before its group", lanes[l]);
+    if (p.count == kMaxProducts) return refuse("too many products under way", lanes[l]);
+    p.trace = (p.trace ^ mine.a ^ mine.b << 7) * 0x9E3779B97F4A7C15ull + 1;
+    p.line = lanes[l].line;
+    p.group[p.count] = p.groups;
+    p.pending[p.count++] = mine;
+  }
+  for (unsigned t = 0; t < w.threads; ++t)
+    if (w.products[t].unseen) return refuse("a product while a thread's copies lack fence_async", w.fibers[t]);
+  if (!w.reversed) run_product(lanes, lanes[0].products->count - 1);
+}
+
+// All but the newest groups of products end.
+void end_products(Fiber* lanes) {
+  const int newest = *static_cast<int*>(lanes[0].argument);
+  const Products& p = *lanes[0].products;
+  int done = 0;
+  while (done < p.count && p.group[done] < p.groups - newest) ++done;
+  for (int i = 0; i < done && worker->reversed; ++i) run_product(lanes, i);
+  for (int l = 0; l < QE_WARP; ++l) {
+    Products& mine = *lanes[l].products;
+    mine.count -= done;
+    memmove(mine.pending, mine.pending + done, sizeof mine.pending[0] * mine.count);
+    memmove(mine.group, mine.group + done, sizeof mine.group[0] * mine.count);
+  }
+}
+
 // All 32 lanes have arrived with the same collective at the same line.
 void collect(Fiber* lanes) {
   switch (lanes[0].collective) {
@@ -265,6 +322,12 @@ void collect(Fiber* lanes) {
     case Collective::kLdmatrix:
     case Collective::kLdmatrixTrans:
       load_matrices(lanes, lanes[0].collective == Collective::kLdmatrixTrans);
+      break;
+    case Collective::kWgmma:
+      begin_product(lanes);
+      break;
+    case Collective::kWgmmaWait:
+      end_products(lanes);
       break;
   }
 }
@@ -318,6 +381,17 @@ void run_warp(Worker& w, Fiber* lanes) {
   }
 }
 
+// The warps of a warpgroup have issued the same products.
+void same_products(Worker& w) {
+  for (unsigned t = 0; t < w.threads; ++t) {
+    const unsigned first = t / (4 * QE_WARP) * (4 * QE_WARP);
+    const uint64_t trace = w.products[t].trace;
+    if (trace == w.products[first].trace && (trace == 0 || first + 4 * QE_WARP <= w.threads)) continue;
+    w.fibers[t].line = w.products[t].line;
+    return refuse("the warps of a warpgroup differ in their products", w.fibers[t]);
+  }
+}
+
 void run_block(Worker& w) {
   for (unsigned t = 0; t < w.threads; ++t) prepare(w.fibers[t], t);
   const unsigned warps = w.threads / QE_WARP;
@@ -330,7 +404,7 @@ void run_block(Worker& w) {
       const Fiber& f = w.fibers[t];
       if (f.wait != first.wait || (f.wait == Wait::kBlock && f.line != first.line)) return diverged(w, first, f);
     }
-    if (first.wait == Wait::kDone) return;
+    if (first.wait == Wait::kDone) return same_products(w);
     for (unsigned t = 0; t < w.threads; ++t) w.fibers[t].wait = Wait::kNothing;
   }
 }
@@ -364,6 +438,7 @@ Worker* get_worker() {
   for (unsigned t = 0; t < kMaxThreads; ++t) {
     w->fibers[t].stack = static_cast<char*>(stacks) + kStackBytes * t;
     w->fibers[t].pending = w->pending[t];
+    w->fibers[t].products = &w->products[t];
   }
 #if !defined(__x86_64__)
   w->scheduler.sp = calloc(1, sizeof(ucontext_t));
@@ -431,12 +506,23 @@ void cp_async_wait(int newest) {
     // Group numbers count up; the open group is not waited for.
     if (c.group < f.groups - newest) {
       if (!worker->reversed) land(c);
+      f.products->unseen = true;
     } else {
       f.pending[left++] = c;
     }
   }
   f.pending_count = left;
 }
+
+void wgmma_fence() { current.fiber->products->fenced = true; }
+void wgmma(Wgmma w, int line) { wait_warp(Collective::kWgmma, &w, line); }
+void wgmma_commit() {
+  Products& p = *current.fiber->products;
+  ++p.groups;
+  p.fenced = false;
+}
+void wgmma_wait(int newest, int line) { wait_warp(Collective::kWgmmaWait, &newest, line); }
+void fence_async() { current.fiber->products->unseen = false; }
 
 }  // namespace host
 }  // namespace qe
@@ -447,7 +533,7 @@ extern "C" int qe_host_run(void (*kernel)(const void*), const void* params, cons
   using namespace qe::host;
   Worker* w = get_worker();
   unsigned char* shared = nullptr;
-  if (w == nullptr || (shared_bytes > 0 && posix_memalign(reinterpret_cast<void**>(&shared), 128, shared_bytes) != 0)) {
+  if (w == nullptr || (shared_bytes > 0 && posix_memalign(reinterpret_cast<void**>(&shared), 1024, shared_bytes) != 0)) {
     snprintf(why, why_size, "no memory for the threads' stacks");
     return 1;
   }

@@ -16,6 +16,8 @@ struct bf16 {
 // Limits that every supported card has (compute capability 8.6 is the tightest).
 #define QE_MAX_PARAM_BYTES 4096
 #define QE_MAX_SHARED_BYTES 101376  // 99 KB a block
+// Of kernels that compute capability 9.0 alone runs: 227 KB.
+#define QE_MAX_SHARED_BYTES_SM90 232448
 #define QE_WARP 32
 
 // What changes from step to step, in device memory, so that a captured graph can be replayed: counts of the batch (tensors

@@ -420,9 +420,8 @@ struct DenseSmem {
 
 // The operands of nt and nn step by step: the second pair first, so that dropout of its product can be applied to the sums
 // before the rest is added. B_TOO: B as well, if it is a dense matrix.
-template <class S, Op OP, bool B_TOO>
+template <class S, Op OP, bool B_TOO, class Tiles = TilesOf<S, OP>>
 struct Feed {
-  using Tiles = TilesOf<S, OP>;
   Walk<typename Tiles::A, S::kThreads, false> a;
   Walk<typename Tiles::B, S::kThreads, OP == Op::kNn> b;
 

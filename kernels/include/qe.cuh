@@ -39,7 +39,7 @@ QE_DEV bf16 bf16_of(unsigned short bits) { return __ushort_as_bfloat16(bits); }
 // The block's dynamic shared memory as a `Smem`.
 template <class Smem>
 QE_DEV Smem& shared() {
-  extern __shared__ __align__(128) unsigned char qe_shared_memory[];
+  extern __shared__ __align__(1024) unsigned char qe_shared_memory[];
   return *reinterpret_cast<Smem*>(qe_shared_memory);
 }
 }  // namespace qe

@@ -5,6 +5,7 @@ use half::bf16;
 
 pub const QE_MAX_PARAM_BYTES: u32 = 4096;
 pub const QE_MAX_SHARED_BYTES: u32 = 101376;
+pub const QE_MAX_SHARED_BYTES_SM90: u32 = 232448;
 pub const QE_WARP: u32 = 32;
 pub const ADAMW_BLOCK: u32 = 256;
 pub const ADAMW_PACK: u32 = 4;
@@ -59,6 +60,10 @@ pub const NF4_BLOCK: u32 = 64;
 pub const NF4_BLOCK2: u32 = 256;
 pub const GEMM_NF4_128_SHARED: u32 = 42048;
 pub const GEMM_NF4_64_SHARED: u32 = 25664;
+pub const GEMM_SM90_M: u32 = 128;
+pub const GEMM_SM90_BLOCK: u32 = 256;
+pub const GEMM_SM90_128_SHARED: u32 = 131072;
+pub const GEMM_SM90_256_SHARED: u32 = 196608;
 pub const GGML_F16: u32 = 1;
 pub const GGML_Q4_0: u32 = 2;
 pub const GGML_Q4_1: u32 = 3;

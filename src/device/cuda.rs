@@ -14,7 +14,7 @@ use super::driver::{self, is_present};
 use super::kernel::kernels;
 use super::lock;
 use super::queue::{Said, Work};
-use super::tuning::Chip;
+use super::tuning::{Chip, HOPPER};
 use crate::error::{Error, Result};
 
 /// The oldest cards: asynchronous copies to shared memory and bf16 products came with them.
@@ -521,6 +521,10 @@ impl Cuda {
         if let Some(function) = loaded.functions.get(name) {
             return Ok(*function);
         }
+        let (major, minor) = self.card.capability;
+        if file.ends_with(kernels::HOPPER_ONLY) && !self.is_hopper() {
+            return Err(format!("needs compute capability 9.0; {} has {major}.{minor}", self.card.name));
+        }
         let module = match loaded.modules.get(file) {
             Some(module) => *module,
             None => {
@@ -555,6 +559,11 @@ impl Cuda {
         Ok(function)
     }
 
+    /// Whether it runs the kernels that are compiled for compute capability 9.0 alone.
+    fn is_hopper(&self) -> bool {
+        self.card.capability == HOPPER
+    }
+
     /// The machine code of a file of kernels/, aligned as the driver's own loader has it.
     fn image(&self, file: &str) -> Said<Vec<u64>> {
         let from_folder = |folder: &Path| {
@@ -578,7 +587,7 @@ impl Cuda {
     /// Loads every kernel that this card can run.
     pub(super) fn load_all(&self) -> Said<()> {
         self.bind()?;
-        let hopper = self.card.capability == (9, 0);
+        let hopper = self.is_hopper();
         let mut mine = kernels::ALL.iter().filter(|(_, file)| hopper || !file.ends_with(kernels::HOPPER_ONLY));
         mine.try_for_each(|(name, file)| self.function(name, file).map(drop))
     }

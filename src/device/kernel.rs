@@ -177,7 +177,8 @@ impl<P: Params> Launch<'_, P> {
         if self.block == 0 || self.block > MAX_THREADS || !self.block.is_multiple_of(WARP) {
             return Err(format!("{} threads a block; whole warps up to {MAX_THREADS} are possible", self.block));
         }
-        let most = abi::QE_MAX_SHARED_BYTES as usize;
+        let hopper = self.kernel.file.ends_with(kernels::HOPPER_ONLY);
+        let most = if hopper { abi::QE_MAX_SHARED_BYTES_SM90 } else { abi::QE_MAX_SHARED_BYTES } as usize;
         if self.shared > most {
             return Err(format!("{} bytes of shared memory a block, the limit is {most}", self.shared));
         }

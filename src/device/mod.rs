@@ -32,7 +32,7 @@ pub use host::Probing;
 pub use kernel::{Kernel, Launcher, Params, kernels};
 pub use layout::{Layout, Recorder};
 pub use queue::{Graph, Later};
-pub use tuning::{Chip, Nf4Path, Tile, Tuning, Wish};
+pub use tuning::{Chip, HOPPER, Nf4Path, Tile, Tuning, Wish};
 
 use crate::error::{Error, Result};
 use buffer::{Arena, Side};

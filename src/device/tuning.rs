@@ -1,4 +1,4 @@
-//! What decides which of several kernels with the same bits computes a product: the chip, and what somebody asks for.
+//! What decides which of several kernels computes a product: the chip, and what somebody asks for.
 
 use std::sync::{Mutex, OnceLock};
 
@@ -18,6 +18,9 @@ impl Chip {
     pub const STAND_IN: Chip = Chip { capability: (8, 6), multiprocessors: 68 };
 }
 
+/// The compute capability whose tensor cores have `wgmma`.
+pub const HOPPER: (u32, u32) = (9, 0);
+
 /// The tile of a result that a block of threads computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tile {
@@ -25,6 +28,10 @@ pub enum Tile {
     Large,
     /// 64 x 64.
     Small,
+    /// 128 x 128 by `wgmma`, on compute capability 9.0; where it cannot be used (kernels/gemm_sm90.h), [`Tile::Small`].
+    Wgmma128,
+    /// 128 x 256, the same.
+    Wgmma256,
 }
 
 /// How a product reads an NF4 matrix.
@@ -36,14 +43,15 @@ pub enum Nf4Path {
     Scratch,
 }
 
-/// What is asked for in place of the table of `ops::tiles`; none of it changes a bit.
+/// What is asked for in place of the table of `ops::tiles`. None of it changes a bit, but that tiles by `wgmma` need not have
+/// those of the others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wish {
     pub tile: Option<Tile>,
     pub nf4: Option<Nf4Path>,
 }
 
-/// `64` or `128`.
+/// `64`, `128`, `wgmma-128` or `wgmma-256`.
 const TILE: &str = "QLORA_GEMM_TILE";
 /// `fused` or `scratch`.
 const NF4_PATH: &str = "QLORA_NF4_PATH";
@@ -58,7 +66,12 @@ impl Wish {
             None => None,
             Some("128") => Some(Tile::Large),
             Some("64") => Some(Tile::Small),
-            Some(other) => return Err(Error::config(TILE, format!("must be 64 or 128, got `{other}`"))),
+            Some("wgmma-128") => Some(Tile::Wgmma128),
+            Some("wgmma-256") => Some(Tile::Wgmma256),
+            Some(other) => {
+                let why = format!("must be 64, 128, wgmma-128 or wgmma-256, got `{other}`");
+                return Err(Error::config(TILE, why));
+            }
         };
         let nf4 = match path {
             None => None,
@@ -121,8 +134,9 @@ mod tests {
         let both = Wish { tile: Some(Tile::Small), nf4: Some(Nf4Path::Scratch) };
         assert_eq!(Wish::parse(Some("64"), Some("scratch")).unwrap(), both);
         assert_eq!(Wish::parse(Some("128"), Some("fused")).unwrap().tile, Some(Tile::Large));
+        assert_eq!(Wish::parse(Some("wgmma-256"), None).unwrap().tile, Some(Tile::Wgmma256));
         for (tile, path, why) in [
-            (Some("96"), None, "config: `QLORA_GEMM_TILE` must be 64 or 128, got `96`"),
+            (Some("96"), None, "config: `QLORA_GEMM_TILE` must be 64, 128, wgmma-128 or wgmma-256, got `96`"),
             (None, Some("Scratch"), "config: `QLORA_NF4_PATH` must be fused or scratch, got `Scratch`"),
         ] {
             assert_eq!(Wish::parse(tile, path).unwrap_err().to_string(), why);

@@ -44,11 +44,18 @@ const fn wide(kernel: Kernel<abi::GemmGroup>) -> Form<abi::GemmGroup> {
     Form { kernel, m, n, threads: abi::GEMM_WIDE_BLOCK, shared: abi::GEMM_WIDE_SHARED }
 }
 
-/// A kind of product in both of its square tiles.
+/// A kernel of kernels/gemm_sm90.h, whose tiles have so many columns.
+const fn wgmma(kernel: Kernel<abi::GemmGroup>, n: u32, shared: u32) -> Form<abi::GemmGroup> {
+    Form { kernel, m: abi::GEMM_SM90_M, n, threads: abi::GEMM_SM90_BLOCK, shared }
+}
+
+/// A kind of product in all of its tiles.
 struct Pair<P> {
     kind: Kind,
     large: Form<P>,
     small: Form<P>,
+    /// Of 128 and of 256 columns, by `wgmma`.
+    wgmma: Option<[Form<P>; 2]>,
 }
 
 impl<P> Pair<P> {
@@ -56,13 +63,15 @@ impl<P> Pair<P> {
         match tile {
             Tile::Large => &self.large,
             Tile::Small => &self.small,
+            Tile::Wgmma128 => self.wgmma.as_ref().map_or(&self.small, |of| &of[0]),
+            Tile::Wgmma256 => self.wgmma.as_ref().map_or(&self.small, |of| &of[1]),
         }
     }
 
     /// In the tile that suits a launch of these members, `times` blocks a tile.
     fn suited(&self, l: &Launcher, members: &[abi::Gemm], times: usize) -> Result<&Form<P>> {
-        let count = |f: &Form<P>| members.iter().map(|p| tiles_of(f, p)).sum::<usize>() * times;
-        let tile = tiles::tile(l.tuning(), self.kind, count(&self.large), count(&self.small))?;
+        let count = |tile| members.iter().map(|p| tiles_of(self.form(tile), p)).sum::<usize>() * times;
+        let tile = tiles::tile(l.tuning(), self.kind, members[0].m as usize, count)?;
         let whole = members.iter().all(|p| whole_chunks(self.kind, p));
         Ok(self.form(if whole { tile } else { Tile::Small }))
     }
@@ -83,16 +92,30 @@ fn whole_chunks(kind: Kind, p: &abi::Gemm) -> bool {
 
 /// Both tiles of a dense kind.
 const fn dense(kind: Kind, of_large: Kernel<abi::GemmGroup>, of_small: Kernel<abi::GemmGroup>) -> Pair<abi::GemmGroup> {
-    Pair { kind, large: large(of_large, abi::GEMM_128_SHARED), small: small(of_small, abi::GEMM_64_SHARED) }
+    let (large, small) = (large(of_large, abi::GEMM_128_SHARED), small(of_small, abi::GEMM_64_SHARED));
+    Pair { kind, large, small, wgmma: None }
 }
 
 /// Both tiles of a kind with an NF4 matrix.
 const fn nf4(kind: Kind, of_large: Kernel<abi::GemmNf4>, of_small: Kernel<abi::GemmNf4>) -> Pair<abi::GemmNf4> {
-    Pair { kind, large: large(of_large, abi::GEMM_NF4_128_SHARED), small: small(of_small, abi::GEMM_NF4_64_SHARED) }
+    let (large, small) = (large(of_large, abi::GEMM_NF4_128_SHARED), small(of_small, abi::GEMM_NF4_64_SHARED));
+    Pair { kind, large, small, wgmma: None }
 }
 
-const NT: Pair<abi::GemmGroup> = dense(Kind::Nt, kernels::GEMM_NT_128, kernels::GEMM_NT_64);
-const NN: Pair<abi::GemmGroup> = dense(Kind::Nn, kernels::GEMM_NN_128, kernels::GEMM_NN_64);
+const NT: Pair<abi::GemmGroup> = Pair {
+    wgmma: Some([
+        wgmma(kernels::GEMM_NT_128_SM90, 128, abi::GEMM_SM90_128_SHARED),
+        wgmma(kernels::GEMM_NT_256_SM90, 256, abi::GEMM_SM90_256_SHARED),
+    ]),
+    ..dense(Kind::Nt, kernels::GEMM_NT_128, kernels::GEMM_NT_64)
+};
+const NN: Pair<abi::GemmGroup> = Pair {
+    wgmma: Some([
+        wgmma(kernels::GEMM_NN_128_SM90, 128, abi::GEMM_SM90_128_SHARED),
+        wgmma(kernels::GEMM_NN_256_SM90, 256, abi::GEMM_SM90_256_SHARED),
+    ]),
+    ..dense(Kind::Nn, kernels::GEMM_NN_128, kernels::GEMM_NN_64)
+};
 const TN: Pair<abi::GemmGroup> = dense(Kind::Tn, kernels::GEMM_TN_128, kernels::GEMM_TN_64);
 const NF4_NT: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nt, kernels::GEMM_NF4_NT_128, kernels::GEMM_NF4_NT_64);
 const NF4_NN: Pair<abi::GemmNf4> = nf4(Kind::Nf4Nn, kernels::GEMM_NF4_NN_128, kernels::GEMM_NF4_NN_64);
@@ -270,7 +293,7 @@ mod tests {
     use crate::tensor::Float;
 
     /// Sides of ragged tiles; not all are multiples of a chunk.
-    const SIDES: [usize; 7] = [1, 7, 31, 64, 65, 136, 200];
+    const SIDES: [usize; 8] = [1, 7, 31, 64, 65, 136, 200, 264];
 
     fn numbers(seed: u64, n: usize) -> Vec<bf16> {
         let stream = Stream { seed, step: 0, module: 0 };
@@ -305,7 +328,7 @@ mod tests {
     }
 
     /// Every tile of nt and nn, with padded and with unaligned rows, written and added to, bf16 and f32; and the same bits by
-    /// the large and the small tile.
+    /// all of them (but the thin one), whose twins add in the same order.
     #[test]
     fn nt_and_nn() {
         let device = Device::host_kernels(2, false).unwrap();
@@ -328,8 +351,8 @@ mod tests {
                     // The large tile takes whole chunks alone.
                     let is_whole = pad % 8 == 0 && k % 8 == 0 && (transposed || n % 8 == 0);
                     large += usize::from(is_whole);
-                    let tiles = [Some(Tile::Large), Some(Tile::Small), None];
-                    for tile in tiles.into_iter().skip(usize::from(!is_whole)) {
+                    let tiles = [Tile::Large, Tile::Wgmma128, Tile::Wgmma256, Tile::Small].map(Some);
+                    for tile in tiles.into_iter().chain([None]).skip(if is_whole { 0 } else { 3 }) {
                         let (pair, thin) = if transposed { (&NT, Some(&NT_THIN)) } else { (&NN, None) };
                         let Some(form) = tile.map(|tile| pair.form(tile)).or(thin) else { continue };
                         let mut c = matrix(3, m, n, n + pad, &device).0;

@@ -1,5 +1,5 @@
 //! Which tile a product is computed in, and how it reads an NF4 matrix: a table by architecture and kind of product. Neither
-//! changes a bit.
+//! changes a bit, but that tiles by `wgmma` need not have those of the others.
 //!
 //! **Tiles.** A card of `s` multiprocessors, each of which holds `r` blocks, computes `s r` tiles at a time: a wave, of which
 //! the last is seldom full. A product of `t` tiles takes ceil(t / (s r)) waves, in which the card could have computed that
@@ -12,10 +12,14 @@
 //!
 //! **NF4.** From `scratch_from` rows on the matrix is dequantised to a bf16 copy, which the dense product reads.
 //!
+//! **wgmma.** On compute capability 9.0 dense products of `wgmma_from` rows or more go to kernels/gemm_sm90.h. An operation
+//! costs at least 5/4 as much in its tiles of 128 columns as in those of 256 (shared memory, as the header reckons), of which
+//! fewer fill the card. The bits of training on such a card then depend on the rows of a step; decoding has kernels of its own.
+//!
 //! Resident blocks follow from the registers and the shared memory of the compiled kernels (`make kernels-report`). Nothing
 //! here was measured on a card yet, so no copy is made. `cargo bench --bench tiles` prints lines for the card at hand.
 
-use crate::device::{Chip, Nf4Path, Tile, Tuning, abi};
+use crate::device::{Chip, HOPPER, Nf4Path, Tile, Tuning, abi};
 use crate::error::Result;
 
 /// The products of kernels/gemm.h and, with an NF4 matrix, of kernels/gemm_nf4.h.
@@ -45,6 +49,12 @@ pub struct Rule {
 }
 
 const NEVER: usize = usize::MAX;
+
+/// From so many rows on `wgmma` computes nt and nn. Not before its kernels have run on a card.
+const WGMMA_FROM: usize = NEVER;
+
+/// Percent of what large tiles by `wgmma` cost that small ones may.
+const WGMMA_MARGIN: u64 = 80;
 
 const fn rule(large: usize, small: usize, margin: u64, scratch_from: usize) -> Rule {
     Rule { resident: [large, small], margin, scratch_from }
@@ -120,25 +130,38 @@ pub fn line(capability: (u32, u32), rules: &[Rule; 5]) -> String {
 
 /// What small tiles cost, in percent of what large ones do, where a result has so many of them; at least 1.
 pub fn small_cost(chip: Chip, rule: &Rule, large: usize, small: usize) -> u64 {
-    let cost = |tiles: usize, resident: usize, area: u32| {
-        let wave = chip.multiprocessors.max(1) as usize * resident;
-        (tiles.div_ceil(wave) * wave) as u64 * u64::from(area)
-    };
-    let of_large = cost(large, rule.resident[0], abi::GEMM_128_M * abi::GEMM_128_N).max(1);
-    (100 * cost(small, rule.resident[1], abi::GEMM_64_M * abi::GEMM_64_N) / of_large).max(1)
+    let of_large = cost(chip, large, rule.resident[0], abi::GEMM_128_M * abi::GEMM_128_N).max(1);
+    (100 * cost(chip, small, rule.resident[1], abi::GEMM_64_M * abi::GEMM_64_N) / of_large).max(1)
 }
 
-/// The tile of a launch that computes so many large or so many small ones.
+/// What so many tiles of an area cost: that of the waves that they take.
+fn cost(chip: Chip, tiles: usize, resident: usize, area: u32) -> u64 {
+    let wave = chip.multiprocessors.max(1) as usize * resident;
+    (tiles.div_ceil(wave) * wave) as u64 * u64::from(area)
+}
+
+/// The tile of a launch of so many rows that takes `count` tiles of each kind.
 ///
 /// # Errors
 /// [`crate::Error::Config`] if the environment asks for a tile that there is not.
-pub(crate) fn tile(tuning: &Tuning, kind: Kind, large: usize, small: usize) -> Result<Tile> {
+pub(crate) fn tile(tuning: &Tuning, kind: Kind, rows: usize, count: impl Fn(Tile) -> usize) -> Result<Tile> {
     if let Some(wish) = tuning.wish()?.tile {
         return Ok(wish);
     }
-    let rule = rule_of(tuning.chip(), kind);
-    let fits = small_cost(tuning.chip(), &rule, large, small) >= rule.margin;
+    let chip = tuning.chip();
+    if chip.capability == HOPPER && matches!(kind, Kind::Nt | Kind::Nn) && rows >= WGMMA_FROM {
+        return Ok(wgmma_tile(chip, count(Tile::Wgmma256), count(Tile::Wgmma128)));
+    }
+    let rule = rule_of(chip, kind);
+    let fits = small_cost(chip, &rule, count(Tile::Large), count(Tile::Small)) >= rule.margin;
     Ok(if fits { Tile::Large } else { Tile::Small })
+}
+
+/// The tile by `wgmma` of a launch of so many wide or so many narrow ones; a multiprocessor holds one of either.
+fn wgmma_tile(chip: Chip, wide: usize, narrow: usize) -> Tile {
+    let of_wide = cost(chip, wide, 1, 256 * abi::GEMM_SM90_M).max(1);
+    let fits = 100 * cost(chip, narrow, 1, 128 * abi::GEMM_SM90_M) / of_wide >= WGMMA_MARGIN;
+    if fits { Tile::Wgmma256 } else { Tile::Wgmma128 }
 }
 
 /// How a product of this many rows reads an NF4 matrix.
@@ -185,9 +208,26 @@ mod tests {
             (1024, 4096, 98),
         ] {
             assert_eq!(small_cost(card, &rule_of(card, Kind::Nt), large, small), percent, "{large} or {small}");
-            let tuning = crate::device::Device::plan_on(card);
-            let tile = tile(tuning.tuning().unwrap(), Kind::Nt, large, small).unwrap();
+            let device = crate::device::Device::plan_on(card);
+            let count = |tile| if tile == Tile::Large { large } else { small };
+            let tile = tile(device.tuning().unwrap(), Kind::Nt, 1 << 20, count).unwrap();
             assert_eq!(tile == Tile::Large, percent >= 85, "{large} or {small}");
+        }
+    }
+
+    /// Worked out by hand, for the 132 multiprocessors of an H100.
+    #[test]
+    fn wide_tiles_where_they_fill_their_waves_as_well() {
+        for (wide, narrow, want) in [
+            (64, 128, Tile::Wgmma128), // one wave of either
+            (66, 132, Tile::Wgmma128),
+            (67, 133, Tile::Wgmma256),  // one wave against two
+            (128, 256, Tile::Wgmma256), // the same
+            (132, 264, Tile::Wgmma256),
+            (133, 265, Tile::Wgmma128), // two against three: 75 %
+            (300, 600, Tile::Wgmma256), // three against five: 83 %
+        ] {
+            assert_eq!(wgmma_tile(chip((9, 0), 132), wide, narrow), want, "{wide} or {narrow}");
         }
     }
 

@@ -57,6 +57,8 @@ fn launch(kernel: &str) -> (u32, u32) {
         ("gemm_nf4_nn_64" | "gemm_nf4_nt_64", "f16") => (abi::GEMM_64_BLOCK, abi::GEMM_NF4_64_SHARED),
         ("gemm_nn" | "gemm_nt" | "gemm_tn", "128") => (abi::GEMM_128_BLOCK, abi::GEMM_128_SHARED),
         ("gemm_nn" | "gemm_nt" | "gemm_tn", "64") => (abi::GEMM_64_BLOCK, abi::GEMM_64_SHARED),
+        ("gemm_nn_128" | "gemm_nt_128", "sm90") => (abi::GEMM_SM90_BLOCK, abi::GEMM_SM90_128_SHARED),
+        ("gemm_nn_256" | "gemm_nt_256", "sm90") => (abi::GEMM_SM90_BLOCK, abi::GEMM_SM90_256_SHARED),
         ("gemm_nt", "thin") => (abi::GEMM_THIN_BLOCK, abi::GEMM_THIN_SHARED),
         ("gemm_tn", "wide") => (abi::GEMM_WIDE_BLOCK, abi::GEMM_WIDE_SHARED),
         ("gemm_tn", "sum") => (abi::GEMM_SUM_BLOCK, 0),
@@ -178,6 +180,10 @@ fn the_table_of_tiles_knows_the_resident_blocks() {
     assert!(TOOLKIT.is_some(), "the tests compile the kernels: run `make setup`");
     let mut seen = 0;
     for u in USAGE {
+        if u.kernel.ends_with("_sm90") {
+            assert_eq!(resident(u.arch, u.registers, launch(u.kernel)).0, 1, "{} on {}", u.kernel, u.arch);
+            continue;
+        }
         let of_bf16 = u.kernel.trim_end_matches("_f16"); // those of f16 go by the same rules
         let Some((stem, tile @ ("128" | "64"))) = of_bf16.rsplit_once('_') else { continue };
         let kind = match stem {
