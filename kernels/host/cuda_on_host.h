@@ -56,10 +56,11 @@ struct Products {
   Wgmma pending[kMaxProducts];
   int group[kMaxProducts];
   int count, groups;
-  int line;        // of the last one
-  bool fenced;     // since the last group was closed
-  bool unseen;     // has copied what wgmma may not see yet
-  uint64_t trace;  // of all, to compare warps by
+  int line;            // of the last one
+  bool fenced;         // since the last group was closed
+  bool unseen;         // has copied what wgmma may not see yet
+  bool unseen_by_all;  // had so at the block's last barrier
+  uint64_t trace;      // of all, to compare warps by
 };
 
 struct Fiber {

@@ -3,6 +3,7 @@
 #include "../include/cp_async.cuh"
 #include "../include/mma.cuh"
 #include "../include/qe.cuh"
+#include "../include/wgmma.cuh"
 
 namespace {
 using namespace qe;
@@ -101,6 +102,39 @@ void product(const Probe& p) {
 
 QE_KERNEL(probe_product, Probe, QE_WARP) { product<bf16>(p); }
 QE_KERNEL(probe_product_f16, Probe, QE_WARP) { product<f16>(p); }
+
+// out (64, 128) = A B^T by a warpgroup; A (64, 64) and B (128, 64) lie row-major in `in`, two bf16 a float. 1: without
+// fence_async. 2: without wgmma_fence. 3: the sums are read before the wait. 4: copies of zeros over A begin before it. 5:
+// without the wait. 6: one warp leaves out a product. 7: A passes the end. 8: a lane names another A.
+QE_KERNEL(probe_wgmma, Probe, PROBE_THREADS) {
+  unsigned char* s = &shared<unsigned char>();
+  const int which = p.which;
+  for (int i = thread(); i < (64 + 128) * 8; i += PROBE_THREADS)
+    cp_async16(s + (i ^ i / 8 % 8) * 16, p.in + 4 * i);
+  cp_async_commit();
+  cp_async_wait<0>();
+  if (which != 1) fence_async();
+  sync_block();  // A, B complete
+  unsigned long long a = operand(s);
+  if (which == 7) a = further(a, static_cast<int>(p.n) * 4);
+  if (which == 8 && thread() == 5) a = further(a, 32);
+  float d[16][4] = {};
+  if (which != 2) wgmma_fence();
+  for (int k = 0; k < 4; ++k)
+    if (which != 6 || k < 3 || warp() != 2) wgmma<128, false>(d, further(a, 32 * k), further(operand(s + 64 * 128), 32 * k));
+  wgmma_commit();
+  if (which == 4) {
+    sync_block();  // all have issued their products
+    for (int i = thread(); i < 64 * 8; i += PROBE_THREADS) cp_async16(s + i * 16, p.in, false);
+    cp_async_commit();
+  }
+  if (which != 3 && which != 5) wgmma_wait<0>();
+  const int row = 16 * warp() + lane() / 4, col = lane() % 4 * 2;
+  for (int j = 0; j < 16; ++j)
+    for (int i = 0; i < 4; ++i) p.out[(row + i / 2 * 8) * 128 + 8 * j + col + i % 2] = d[j][i];
+  if (which == 3) wgmma_wait<0>();
+  cp_async_wait<0>();
+}
 
 // out = in, rounded to f16.
 QE_KERNEL(probe_f16, Probe, PROBE_THREADS) {

@@ -140,7 +140,7 @@ void prepare(Fiber& f, unsigned thread) {
   f.pending_count = f.groups = 0;
   Products& p = *f.products;
   p.count = p.groups = 0;
-  p.fenced = p.unseen = false;
+  p.fenced = p.unseen = p.unseen_by_all = false;
   p.trace = 0;
   memcpy(f.stack, &kCanary, sizeof kCanary);
 #if defined(__x86_64__)
@@ -245,11 +245,12 @@ void load_matrices(Fiber* lanes, bool trans) {
   }
 }
 
+// At the line of the thread's last product.
 void refuse(const char* why, const Fiber& f) {
   Worker& w = *worker;
   if (w.failed) return;
   w.failed = true;
-  snprintf(w.why, sizeof w.why, "%s (thread %u, line %d)", why, f.thread, f.line);
+  snprintf(w.why, sizeof w.why, "%s (thread %u, line %d)", why, f.thread, f.products->line);
 }
 
 // The product that all lanes of a warp have at place `i`.
@@ -261,6 +262,8 @@ void run_product(Fiber* lanes, int i) {
   if (why != nullptr) refuse(why, lanes[0]);
 }
 
+const char* const kUnseen = "a product while a thread's copies lack fence_async";
+
 // A product begins: at once, or, in reverse, at its wait.
 void begin_product(Fiber* lanes) {
   const Worker& w = *worker;
@@ -268,16 +271,17 @@ void begin_product(Fiber* lanes) {
     Products& p = *lanes[l].products;
     const Wgmma& mine = *static_cast<Wgmma*>(lanes[l].argument);
     const Wgmma& first = *static_cast<Wgmma*>(lanes[0].argument);
+    p.line = lanes[l].line;
     if (mine.a != first.a || mine.b != first.b) return refuse("lanes name different operands of a product", lanes[l]);
     if (!p.fenced) return refuse("a product without wgmma_fence before its group", lanes[l]);
+    if (p.unseen) return refuse(kUnseen, lanes[l]);
     if (p.count == kMaxProducts) return refuse("too many products under way", lanes[l]);
     p.trace = (p.trace ^ mine.a ^ mine.b << 7) * 0x9E3779B97F4A7C15ull + 1;
-    p.line = lanes[l].line;
     p.group[p.count] = p.groups;
     p.pending[p.count++] = mine;
   }
   for (unsigned t = 0; t < w.threads; ++t)
-    if (w.products[t].unseen) return refuse("a product while a thread's copies lack fence_async", w.fibers[t]);
+    if (w.products[t].unseen_by_all) return refuse(kUnseen, lanes[0]);
   if (!w.reversed) run_product(lanes, lanes[0].products->count - 1);
 }
 
@@ -387,7 +391,6 @@ void same_products(Worker& w) {
     const unsigned first = t / (4 * QE_WARP) * (4 * QE_WARP);
     const uint64_t trace = w.products[t].trace;
     if (trace == w.products[first].trace && (trace == 0 || first + 4 * QE_WARP <= w.threads)) continue;
-    w.fibers[t].line = w.products[t].line;
     return refuse("the warps of a warpgroup differ in their products", w.fibers[t]);
   }
 }
@@ -405,7 +408,10 @@ void run_block(Worker& w) {
       if (f.wait != first.wait || (f.wait == Wait::kBlock && f.line != first.line)) return diverged(w, first, f);
     }
     if (first.wait == Wait::kDone) return same_products(w);
-    for (unsigned t = 0; t < w.threads; ++t) w.fibers[t].wait = Wait::kNothing;
+    for (unsigned t = 0; t < w.threads; ++t) {
+      w.fibers[t].wait = Wait::kNothing;
+      w.products[t].unseen_by_all = w.products[t].unseen;
+    }
   }
 }
 

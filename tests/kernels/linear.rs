@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use crate::*;
 use qlora_engine::device::abi::Step;
-use qlora_engine::device::{Nf4Path, Tile, Wish};
+use qlora_engine::device::{HOPPER, Nf4Path, Tile, Wish};
 use qlora_engine::format::Dtype;
 use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::{self, Dx, Linear, Lora, Matrix};
@@ -15,6 +15,7 @@ const SCALE: f64 = 1.25;
 const RATE: f64 = 0.3;
 
 /// A layer and what it is given; numbers are bf16.
+#[derive(Clone, Copy)]
 struct Case {
     rows: usize,
     inn: usize,
@@ -125,6 +126,11 @@ fn run(c: &Case, dtype: DType, device: &Device, rows: Rows) -> Vec<Vec<f64>> {
 
 /// Of few numbers, the errors of several draws are taken together: by chance plain arithmetic may hit one exactly.
 fn matches(c: &Case) {
+    matches_as(c, None);
+}
+
+/// The same, with what is asked for of the kernels.
+fn matches_as(c: &Case, wish: Option<Wish>) {
     let draws = 64usize.div_ceil(c.rows * c.inn.min(c.out)) as u64;
     let cpu = Device::cpu(2);
     let of = |dtype, device: &Device| {
@@ -135,7 +141,10 @@ fn matches(c: &Case) {
             .unwrap()
     };
     let (want, plain) = (of(DType::F64, &cpu), of(DType::Bf16, &cpu));
-    let got = on_each(|device| of(DType::Bf16, device));
+    let got = on_each(|device| {
+        device.tuning().unwrap().set(wish);
+        of(DType::Bf16, device)
+    });
     for (i, (what, times)) in [("y", 2.0), ("dx", 3.0), ("dx + r", 3.0), ("gradients", 3.0)].into_iter().enumerate() {
         check(&format!("{what} {c}"), &got[i], &plain[i], &want[i], times);
     }
@@ -182,6 +191,41 @@ fn adapters_of_many_blocks_match_reference() {
     for (r, out) in [(1, 257), (17, 300), (24, 530), (32, 264), (33, 264)] {
         let dropout = r == 24;
         matches(&Case { rows: 290, inn: 24, out, r, bias: false, residual: false, dropout, nf4: None, seed: 3 });
+    }
+}
+
+/// The tiles of kernels/gemm_sm90.h, several of them down and across, with ragged edges, and by a copy of an NF4 matrix.
+/// A GPU of another compute capability refuses them.
+#[test]
+fn tiles_by_wgmma_match_reference() {
+    let of = |rows, inn, out, r| Case {
+        rows,
+        inn,
+        out,
+        r,
+        bias: r == 0,
+        residual: r > 0,
+        dropout: false,
+        nf4: None,
+        seed: 4,
+    };
+    let dense = of(290, 72, 328, 16);
+    let refused = kernel_devices().into_iter().any(|(_, d)| d.gpu().is_some_and(|gpu| gpu.capability != HOPPER));
+    for tile in [Tile::Wgmma128, Tile::Wgmma256] {
+        let wish = Wish { tile: Some(tile), nf4: Some(Nf4Path::Scratch) };
+        if refused {
+            let device = &kernel_devices()[0].1;
+            device.tuning().unwrap().set(Some(wish));
+            let t = |rows: usize| tensor(&random(1, rows * 64), rows, 64, DType::Bf16, device);
+            let (x, w) = (t(130), t(40));
+            let l = Linear { w: Matrix::Dense(Slot::whole(&w)), bias: None, lora: None };
+            let why = linear::fwd(&x, &l, None).err().expect("refused").to_string();
+            assert!(why.contains("needs compute capability 9.0"), "{why}");
+            continue;
+        }
+        for c in [dense, of(130, 264, 64, 0), of(64, 520, 272, 8), Case { nf4: Some(true), ..of(150, 192, 264, 8) }] {
+            matches_as(&c, Some(wish));
+        }
     }
 }
 

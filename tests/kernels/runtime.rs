@@ -114,6 +114,44 @@ fn a_swapped_fragment_changes_the_product() {
     }
 }
 
+/// Forwards the products of a warpgroup are made when they are issued, in reverse at their wait.
+#[test]
+fn a_product_reads_and_writes_between_its_issue_and_its_wait() {
+    let numbers = bf16s(&random(9, (64 + 128) * 64));
+    let bits = |x: f64| u32::from(bf16::from_f64(x).to_bits());
+    let input: Vec<f32> = numbers.chunks(2).map(|two| f32::from_bits(bits(two[0]) | bits(two[1]) << 16)).collect();
+    let (a, b) = numbers.split_at(64 * 64);
+    let row = |m: &[f64], i: usize| m[i * 64..][..64].to_vec();
+    let dot = |x: Vec<f64>, y: Vec<f64>| x.iter().zip(y).map(|(x, y)| x * y).sum::<f64>();
+    let want: Vec<f64> = (0..64 * 128).map(|i| dot(row(a, i / 128), row(b, i % 128))).collect();
+    // 64 products, each of magnitude below 32, exact in f32 before they are added: 64 roundings of at most 2048.
+    let limit = 64.0 * 2048.0 * 2f64.powi(-24);
+    let p = Probing { shared: (64 + 128) * 128, outputs: 64 * 128, ..RIGHT };
+    let errors = |which| {
+        probe(kernels::PROBE_WGMMA, Probing { which, ..p }, &input)
+            .map(|out| max_err(&out.unwrap().iter().map(|&x| f64::from(x)).collect::<Vec<_>>(), &want))
+    };
+    assert!(errors(0).into_iter().all(|e| e <= limit), "{:?}", errors(0));
+    // Sums read too early, and operands overwritten too early.
+    for which in [3, 4] {
+        let [at_issue, at_wait] = errors(which);
+        assert!(at_issue <= limit && at_wait > 1.0, "{which}: {at_issue} {at_wait}");
+    }
+    for (which, why) in [
+        (1, "a product while a thread's copies lack fence_async"),
+        (2, "a product without wgmma_fence before its group"),
+        (5, "a thread ends before it has waited for its products"),
+        (6, "the warps of a warpgroup differ in their products"),
+        (7, "a product of operands that pass the end of shared memory"),
+        (8, "lanes name different operands of a product"),
+    ] {
+        for out in probe(kernels::PROBE_WGMMA, Probing { which, ..p }, &input) {
+            let said = out.unwrap_err().to_string();
+            assert!(said.contains(why) && said.contains(&line("wgmma<128, false>").to_string()), "{which}: {said}");
+        }
+    }
+}
+
 /// Every f16, what lies half way to the next one and just beside that, and what f16 cannot hold.
 #[test]
 fn f16_converts_as_the_standard_says() {
