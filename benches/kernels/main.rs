@@ -1,30 +1,37 @@
 //! Kernels on the GPU that is here, at the layer shapes of real models: time, and how near it is to what the card could do
 //! at best. Without a GPU it says so and ends.
 //!
-//! `cargo bench --bench kernels`. What is timed: `cases/`; how: `cases/measure.rs`.
+//! `cargo bench --bench kernels`. What is timed: `cases/`; how: `cases/measure.rs`. With the word `tiles` the tiles of the
+//! products instead, for the table of src/ops/tiles.rs: `tiles.rs`.
 
 mod cases;
 #[path = "../shapes.rs"]
 mod shapes;
+mod tiles;
 
 use std::time::Duration;
 
 use cases::Sizes;
 use cases::measure::{SAMPLES, line, time};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Criterion, criterion_group};
 use qlora_engine::device::{self, Device};
 use qlora_engine::train::target;
 
-fn kernels(c: &mut Criterion) {
+/// The GPU that is here; None where there is none, which it says.
+fn gpu() -> Option<Device> {
     let device = match device::driver_version() {
         Ok(Some(_)) => Device::cuda(0),
-        Ok(None) => return println!("no NVIDIA driver is here: the kernels are not timed"),
+        Ok(None) => {
+            println!("no NVIDIA driver is here: the kernels are not timed");
+            return None;
+        }
         Err(e) => Err(e),
     };
-    let device = match device {
-        Ok(device) => device,
-        Err(e) => return println!("the kernels are not timed: {e}"),
-    };
+    device.inspect_err(|e| println!("the kernels are not timed: {e}")).ok()
+}
+
+fn kernels(c: &mut Criterion) {
+    let Some(device) = gpu() else { return };
     let card = target::card_of(&device).expect("it is a GPU");
     let (l2, hopper) = device.gpu().map_or((0, false), |g| (g.l2, g.capability == (9, 0)));
     let mut rows = Vec::new();
@@ -49,4 +56,21 @@ criterion_group! {
         .measurement_time(Duration::from_millis(600));
     targets = kernels
 }
-criterion_main!(benches);
+
+fn main() {
+    // `cargo bench` adds `--bench`.
+    let words: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    match words.split_first() {
+        Some((tiles, kinds)) if tiles == "tiles" => {
+            let done = gpu().map(|device| tiles::sweep(&device, kinds));
+            if let Some(Err(e)) = done {
+                println!("the tiles are not timed: {e}");
+                std::process::exit(1);
+            }
+        }
+        _ => {
+            benches();
+            Criterion::default().configure_from_args().final_summary();
+        }
+    }
+}

@@ -12,12 +12,12 @@
 //!
 //! **NF4.** From `scratch_from` rows on the matrix is dequantised to a bf16 copy, which the dense product reads.
 //!
-//! **wgmma.** On compute capability 9.0 dense products of `wgmma_from` rows or more go to kernels/gemm_sm90.h. An operation
+//! **wgmma.** On compute capability 9.0 dense products of [`WGMMA_FROM`] rows or more go to kernels/gemm_sm90.h. An operation
 //! costs at least 5/4 as much in its tiles of 128 columns as in those of 256 (shared memory, as the header reckons), of which
 //! fewer fill the card. The bits of training on such a card then depend on the rows of a step; decoding has kernels of its own.
 //!
 //! Resident blocks follow from the registers and the shared memory of the compiled kernels (`make kernels-report`). Nothing
-//! here was measured on a card yet, so no copy is made. `cargo bench --bench tiles` prints lines for the card at hand.
+//! here was measured on a card yet, so no copy is made. `cargo bench --bench kernels -- tiles` prints lines for the card at hand.
 
 use crate::device::{Chip, HOPPER, Nf4Path, Tile, Tuning, abi};
 use crate::error::Result;
@@ -50,8 +50,8 @@ pub struct Rule {
 
 const NEVER: usize = usize::MAX;
 
-/// From so many rows on `wgmma` computes nt and nn. Not before its kernels have run on a card.
-const WGMMA_FROM: usize = NEVER;
+/// From so many rows on `wgmma` computes nt and nn. None before its kernels have run on a card.
+const WGMMA_FROM: Option<usize> = None;
 
 /// Percent of what large tiles by `wgmma` cost that small ones may.
 const WGMMA_MARGIN: u64 = 80;
@@ -149,7 +149,8 @@ pub(crate) fn tile(tuning: &Tuning, kind: Kind, rows: usize, count: impl Fn(Tile
         return Ok(wish);
     }
     let chip = tuning.chip();
-    if chip.capability == HOPPER && matches!(kind, Kind::Nt | Kind::Nn) && rows >= WGMMA_FROM {
+    let by_wgmma = chip.capability == HOPPER && matches!(kind, Kind::Nt | Kind::Nn);
+    if by_wgmma && WGMMA_FROM.is_some_and(|from| rows >= from) {
         return Ok(wgmma_tile(chip, count(Tile::Wgmma256), count(Tile::Wgmma128)));
     }
     let rule = rule_of(chip, kind);

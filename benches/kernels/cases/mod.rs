@@ -4,7 +4,7 @@ mod attention;
 pub mod case;
 mod embedding;
 mod head;
-mod inputs;
+pub mod inputs;
 mod linear;
 pub mod measure;
 mod nf4;
