@@ -4,18 +4,21 @@
 #![cfg(not(feature = "host-asan"))]
 
 #[path = "../benches/kernels/cases/mod.rs"]
-mod benched;
+mod cases;
+#[path = "../benches/kernels/tiles.rs"]
+mod tiles;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use benched::case::How;
+use cases::case::How;
 use half::bf16;
 use qlora_engine::config::{self, Format};
-use qlora_engine::device::{Card, Chip, Device, Graph, Probing, kernels};
+use qlora_engine::device::{Card, Chip, Device, Graph, Probing, Tile, Wish, kernels};
 use qlora_engine::infer::{self, Answer, Request, Sampling, generate};
 use qlora_engine::model;
+use qlora_engine::ops::linear::{self, Linear, Matrix};
 use qlora_engine::ops::{Slot, rms_norm};
 use qlora_engine::tensor::{DType, Tensor};
 use qlora_engine::train::{Control, Event, Target, plan, train_on};
@@ -145,25 +148,66 @@ fn the_kernels_can_be_timed() {
         let mut criterion = criterion::Criterion::default()
             .without_plots()
             .output_directory(folder.path())
-            .sample_size(benched::measure::SAMPLES)
+            .sample_size(cases::measure::SAMPLES)
             .nresamples(2)
             .warm_up_time(std::time::Duration::from_nanos(1))
             .measurement_time(std::time::Duration::from_nanos(1));
         let card = Card { name: "stub".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11, chip: Chip::STAND_IN };
-        let sizes = benched::Sizes { tokens: 40, labelled: 8, keys: 33, blocks: 1 };
-        let cases = benched::of_layer(("small", 64, 128, 2, 1, 64, 96), sizes);
-        let count = |how| cases.iter().filter(|case| case.how == how).count();
+        let sizes = cases::Sizes { tokens: 40, labelled: 8, keys: 33, blocks: 1 };
+        let all = cases::of_layer(("small", 64, 128, 2, 1, 64, 96), sizes);
+        let count = |how| all.iter().filter(|case| case.how == how).count();
         let counts = [How::Graph, How::Launched, How::Asking].map(count);
-        assert!(cases.len() > 25 && counts[1..] == [1, 3], "{counts:?}");
-        for case in cases {
+        assert!(all.len() > 25 && counts[1..] == [1, 3], "{counts:?}");
+        for case in all {
             // Two sets of inputs each.
-            let seconds = benched::measure::time(&mut criterion, &case, &device, case.bytes).unwrap();
+            let seconds = cases::measure::time(&mut criterion, &case, &device, case.bytes).unwrap();
             assert!(seconds.is_finite() && seconds > 0.0, "{}: {seconds}", case.name);
-            let line = benched::measure::line(&case, seconds, &card, true);
+            let line = cases::measure::line(&case, seconds, &card, true);
             let ends = if case.how == How::Graph { "% of mma.sync graph" } else { "% of mma.sync launched" };
             assert!(line.starts_with(&case.name) && line.contains("TFLOP/s") && line.ends_with(ends), "{line}");
         }
     });
+}
+
+/// The sweep of the tiles, on what passes for a card of compute capability 9.0: all kinds, in every way that they have.
+#[test]
+fn the_tiles_can_be_timed() {
+    on_stub("the_tiles_can_be_timed", &[("QLORA_STUB_CAPABILITY", "9.0")], || {
+        let device = Device::cuda(0).unwrap();
+        let layer = ("small", 64, 136, 1, 1, 64, 96);
+        let shapes = tiles::shapes(&[layer]);
+        assert_eq!(shapes, [(64, 64), (136, 64), (64, 136)]);
+        // The second: rows of whole blocks, and more tiles than one across.
+        tiles::sweep(&device, &[], (&shapes[1..2], &[72])).unwrap();
+        assert!(tiles::ROWS.iter().all(|rows| rows % 64 == 0));
+        let why = tiles::sweep(&device, &["tt".into()], (&shapes, &[8])).unwrap_err().to_string();
+        assert!(why.contains("nf4-nn, not `tt`"), "{why}");
+    });
+}
+
+/// wgmma through the driver: 192 KB of shared memory, and the bits of host-run kernels. Another card refuses it by name.
+#[test]
+fn only_hopper_runs_wgmma() {
+    let wish = Wish { tile: Some(Tile::Wgmma256), nf4: None };
+    let product = |device: &Device| {
+        device.tuning().unwrap().set(Some(wish));
+        let (x, w) = (tensor(130, 72, 1, device), tensor(264, 72, 2, device));
+        let l = Linear { w: Matrix::Dense(Slot::whole(&w)), bias: None, lora: None };
+        linear::fwd(&x, &l, None).map(|(y, _)| bits(&y))
+    };
+    for capability in ["9.0", "8.9"] {
+        on_stub("only_hopper_runs_wgmma", &[("QLORA_STUB_CAPABILITY", capability)], || {
+            let made = product(&Device::cuda(0).unwrap());
+            if std::env::var("QLORA_STUB_CAPABILITY").unwrap() == "9.0" {
+                return assert!(made.unwrap() == product(&Device::host_kernels(2, true).unwrap()).unwrap());
+            }
+            let why = made.unwrap_err().to_string();
+            assert!(why.contains("needs compute capability 9.0; Stub 3080 has 8.9"), "{why}");
+        });
+        if std::env::var_os("STUB_TEST").is_some() {
+            break;
+        }
+    }
 }
 
 /// A batch of answers, of which kernels pick what is drawn from, against the same on host-run kernels.

@@ -62,7 +62,8 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     match words.split_first() {
         Some((tiles, kinds)) if tiles == "tiles" => {
-            let done = gpu().map(|device| tiles::sweep(&device, kinds));
+            let shapes = tiles::shapes(&shapes::GPU_LAYERS);
+            let done = gpu().map(|device| tiles::sweep(&device, kinds, (&shapes, &tiles::ROWS)));
             if let Some(Err(e)) = done {
                 println!("the tiles are not timed: {e}");
                 std::process::exit(1);

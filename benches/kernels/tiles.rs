@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use qlora_engine::device::{Chip, Device, HOPPER, Nf4Path, Tile, Wish, abi};
+use qlora_engine::device::{Device, Gpu, HOPPER, Nf4Path, Tile, Wish, abi};
 use qlora_engine::ops::Slot;
 use qlora_engine::ops::linear::{self, Dx, Linear, Matrix};
 use qlora_engine::ops::tiles::{self, Kind, Rule, Sample};
@@ -16,10 +16,10 @@ use qlora_engine::quant::{Code2, DeviceNf4, Nf4};
 use qlora_engine::tensor::{DType, Tensor};
 use qlora_engine::{Error, Result};
 
+use crate::cases::Layer;
 use crate::cases::inputs::{quantised, tensor};
-use crate::shapes::GPU_LAYERS;
 
-const ROWS: [usize; 8] = [64, 128, 256, 512, 1024, 2048, 4096, 8192];
+pub const ROWS: [usize; 8] = [64, 128, 256, 512, 1024, 2048, 4096, 8192];
 /// Times that each is measured; the best counts.
 const RUNS: usize = 7;
 
@@ -214,20 +214,28 @@ fn near(a: &[f64], b: &[f64]) -> bool {
 /// Seconds of dense products of so many rows, by the best tile of mma.sync and by wgmma.
 type ByRows = BTreeMap<usize, [f64; 2]>;
 
-/// Times a kind over all shapes, printing each; returns the rule that loses least.
-fn kind(kind: Kind, chip: Chip, device: &Device, l2: usize, dense: &mut ByRows) -> Result<Rule> {
+/// Rows and columns of the matrices of some layers, each once.
+pub fn shapes(layers: &[Layer]) -> Vec<(usize, usize)> {
     let mut shapes: Vec<(usize, usize)> = Vec::new();
-    for (_, hidden, mlp, heads, kv_heads, head_dim, _) in GPU_LAYERS {
-        let of_layer = [(heads * head_dim, hidden), (kv_heads * head_dim, hidden), (mlp, hidden), (hidden, mlp)];
-        shapes.extend(of_layer.into_iter().filter(|s| !shapes.contains(s)).collect::<Vec<_>>());
+    for &(_, hidden, mlp, heads, kv_heads, head_dim, _) in layers {
+        for shape in [(heads * head_dim, hidden), (kv_heads * head_dim, hidden), (mlp, hidden), (hidden, mlp)] {
+            if !shapes.contains(&shape) {
+                shapes.push(shape);
+            }
+        }
     }
+    shapes
+}
+
+/// Times a kind over all shapes and rows, printing each; returns the rule that loses least.
+fn kind(kind: Kind, gpu: &Gpu, device: &Device, sizes: Sizes, dense: &mut ByRows) -> Result<Rule> {
     let mut samples = Vec::new();
-    for (out, inn) in shapes {
+    for &(out, inn) in sizes.0 {
         let nf4 = matches!(kind, Kind::Nf4Nt | Kind::Nf4Nn);
         let q = if nf4 { Some(quantised(out, inn)?) } else { None };
-        for rows in ROWS {
+        for &rows in sizes.1 {
             let case = Case { kind, rows, out, inn };
-            let (s, wgmma) = Bench::new(case, q.as_ref(), device, l2)?.sample()?;
+            let (s, wgmma) = Bench::new(case, q.as_ref(), device, gpu.l2 as usize)?.sample()?;
             let best = s.seconds[0].min(s.seconds[1]);
             let [large, small] = s.seconds.map(|s| s * 1e6);
             let more =
@@ -245,27 +253,30 @@ fn kind(kind: Kind, chip: Chip, device: &Device, l2: usize, dense: &mut ByRows) 
             samples.push(s);
         }
     }
-    Ok(tiles::rule_of(chip, kind).fitted(chip, &samples))
+    Ok(tiles::rule_of(gpu.chip(), kind).fitted(gpu.chip(), &samples))
 }
+
+/// Matrices (rows, columns), and rows of what they are multiplied with.
+pub type Sizes<'a> = (&'a [(usize, usize)], &'a [usize]);
 
 /// Kinds by the names of their kernels.
 const NAMES: [&str; 5] = ["nt", "nn", "tn", "nf4-nt", "nf4-nn"];
 
-/// Times the kinds that are named; all of them where none is.
+/// Times the kinds that are named; all of them where none is. Prints the line of the table, and where wgmma wins.
 ///
 /// # Errors
 /// For other names; on a device that is no GPU; whatever the device says; and if two ways give other bits.
-pub fn sweep(device: &Device, names: &[String]) -> Result<()> {
+pub fn sweep(device: &Device, names: &[String], sizes: Sizes) -> Result<()> {
     if let Some(other) = names.iter().find(|name| !NAMES.contains(&name.as_str())) {
         return Err(Error::config("tiles", format!("knows {}, not `{other}`", NAMES.join(", "))));
     }
     let gpu = device.gpu().ok_or_else(|| Error::Gpu("there is none".into()))?;
-    let (chip, l2) = (gpu.chip(), gpu.l2 as usize);
+    let chip = gpu.chip();
     let mut dense = ByRows::new();
     let mut rules = Kind::ALL.map(|kind| tiles::rule_of(chip, kind));
     for ((rule, of), name) in rules.iter_mut().zip(Kind::ALL).zip(NAMES) {
         if names.is_empty() || names.iter().any(|n| n == name) {
-            *rule = kind(of, chip, device, l2, &mut dense)?;
+            *rule = kind(of, gpu, device, sizes, &mut dense)?;
         }
     }
     // From where on wgmma wins at every number of rows.

@@ -274,19 +274,23 @@ API int cuDeviceTotalMem_v2(size_t* bytes, int) {
   *bytes = memory();
   return kSuccess;
 }
+static const char* capability() {
+  const char* given = getenv("QLORA_STUB_CAPABILITY");
+  return given != nullptr ? given : "8.6";
+}
+// Most shared memory that a block can have.
+static int shared_limit() { return strcmp(capability(), "9.0") == 0 ? 232448 : 101376; }
 API int cuDeviceGetAttribute(int* value, int which, int) {
   if (const int code = asked(__func__)) return code;
-  const char* capability = getenv("QLORA_STUB_CAPABILITY");
-  if (capability == nullptr) capability = "8.6";
   switch (which) {
     case 13: *value = 1710000; break;  // clock
     case 16: *value = 68; break;       // multiprocessors
     case 36: *value = 9501000; break;  // memory clock
     case 37: *value = 320; break;      // memory bus
     case 38: *value = 5 << 20; break;  // L2
-    case 75: *value = atoi(capability); break;
-    case 76: *value = atoi(strchr(capability, '.') + 1); break;
-    case 97: *value = 101376; break;  // shared memory a block
+    case 75: *value = atoi(capability()); break;
+    case 76: *value = atoi(strchr(capability(), '.') + 1); break;
+    case 97: *value = shared_limit(); break;
     default: return kInvalidValue;
   }
   return kSuccess;
@@ -487,7 +491,7 @@ API int cuFuncGetAttribute(int* value, int which, KernelEntry* f) {
 }
 API int cuFuncSetAttribute(KernelEntry* f, int which, int value) {
   BEGIN;
-  if (which != 8 || value > 101376) return kInvalidValue;
+  if (which != 8 || value > shared_limit()) return kInvalidValue;
   f->shared = value;
   return kSuccess;
 }
