@@ -64,6 +64,7 @@ row() {
 step() {
   local name=$1 log=$out/$1.log began=$SECONDS how=ok seconds status remark
   shift
+  rm -f "$log"
   seconds=$(left)
   if [ "$seconds" -le 0 ]; then
     row "$name" 'TIME UP' 0 'was not started'
@@ -76,7 +77,7 @@ step() {
     timeout --kill-after=5 "$seconds" "$@" >"$log" 2>&1
   fi
   status=$?
-  remark=$(grep -aE 'test result|done:|error|SUMMARY' "$log" | tail -1 | cut -c1-150)
+  remark=$(grep -aE '^error|^done:|test result|SUMMARY|panicked|are not timed' "$log" | tail -1 | cut -c1-150)
   # What `timeout` says where it had to end, or to kill, a program.
   if [ $status -eq 124 ] || { [ $status -eq 137 ] && [ "$(left)" -le 0 ]; }; then
     how='TIME UP'
@@ -156,6 +157,7 @@ racecheck() {
 }
 
 has_torch() {
+  rm -f "$out/$1.log"
   "$python" -c 'import torch' >/dev/null 2>&1 || {
     row "$1" absent 0 "no torch for $python is here"
     return 1
@@ -164,7 +166,7 @@ has_torch() {
 
 measure() {
   local budget
-  step bench env QLORA_KERNELS="$PWD/kernels" ./bench --bench
+  must='TFLOP/s' step bench env QLORA_KERNELS="$PWD/kernels" ./bench --bench
   has_torch peers || return
   # Each library's process may outlive the budget by a minute.
   budget=$(($(left) - 75))

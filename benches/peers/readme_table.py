@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BEGIN = "<!-- performance: begin (written by benches/peers/readme_table.py) -->"
 END = "<!-- performance: end -->"
 NOTHING = (
-    "No card has been measured yet: `make gpu-bundle`, then `bash run.sh` in that folder on a machine with a GPU measures one, and\n"
-    "`python3 benches/peers/readme_table.py --take out` writes it here.\n"
+    "No card has been measured yet: `make gpu-bundle`, then `bash run.sh` in that folder on a machine with a GPU measures one,\n"
+    "and `python3 benches/peers/readme_table.py --take out` writes it here.\n"
 )
 
 # What is wanted on an H100, as the peer's time over ours in one run.
@@ -97,17 +97,20 @@ def wanted(results):
         case = next((c for c in results.steps if c[0].startswith(model) and c[1] == tokens), (model, tokens))
         steps = results.steps.get(case)
         peer = of_family(steps, family) if steps else None
-        row("step", f"{case[0]}, {tokens} tokens", peer.name if peer else family, least, peer.ms / steps.ours.ms if peer else None)
+        measured = peer.ms / steps.ours.ms if peer else None
+        row("step", f"{case[0]}, {tokens} tokens", peer.name if peer else family, least, measured)
     return rows + memory_wanted(results)
 
 
 def backward(results, case, both, forward):
     """The peer's time over ours of a backward pass alone; None where a figure lacks or the difference says nothing."""
     alone = case.removesuffix(" + bwd")
-    peer = {name: next((p.us for p in results.kernels.get(c, []) if p.name == name), None) for c, name in ((case, both), (alone, forward))}
-    if case not in results.ours or alone not in results.ours or None in peer.values():
+    # Forward has no order of sums to fix: there the peer is the same by its plain name.
+    whole = fastest(results.kernels.get(case, []), lambda p: p.name == both)
+    part = fastest(results.kernels.get(alone, []), lambda p: p.name == forward)
+    if not (whole and part and case in results.ours and alone in results.ours):
         return None
-    theirs, ours = peer[both] - peer[forward], results.ours[case][0] - results.ours[alone][0]
+    theirs, ours = whole.us - part.us, results.ours[case][0] - results.ours[alone][0]
     return theirs / ours if min(theirs, ours) > 0 else None
 
 
@@ -187,7 +190,8 @@ def section(results):
         text += table(["case", "ours, us", "peer", "its us", "times as fast"], kernel_rows(results))
         text += "\n</details>\n"
     if projected := projections(results):
-        text += f"\n**Projected, not measured**: the least time of a step by a card's peak figures, over the share of its own that the\n{m['device']} reached.\n\n"
+        text += "\n**Projected, not measured**: the least time of a step by the peak figures of a card that was not here, over the share\n"
+        text += f"of its own least time that the {m['device']} reached; another card may reach another share.\n\n"
         head = ["model", "tokens", "card", "its least ms", "share reached here", "projected ms"]
         text += table(head, projected)
     if results.remarks:
@@ -208,8 +212,9 @@ def written(readme, folder):
     devices = []
     for path in sorted(p for p in folder.glob("*") if p.is_dir()):
         results = read(path)
-        if path.name != folder_name(results.machine["device"]):
-            raise Refused(f"{path}: is of {results.machine['device']}; the folder is to be {folder_name(results.machine['device'])}")
+        device = results.machine["device"]
+        if path.name != folder_name(device):
+            raise Refused(f"{path}: is of {device}; the folder is to be {folder_name(device)}")
         devices.append(section(results))
     stray = sorted(folder.glob("*.json"))
     if stray:
