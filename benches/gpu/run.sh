@@ -180,7 +180,9 @@ steps() {
     --json "$out/gpu_steps${MODELS:+-${MODELS//,/-}}.json" ${MODELS:+--models "$MODELS"}
 }
 
-step environment ./qlora-engine env
+# Without a GPU training would go on, on the CPU.
+must='^gpu .* multiprocessors' step environment ./qlora-engine env
+[ $failed -eq 0 ] || set --
 for part in "$@"; do
   part_began=$SECONDS
   $part

@@ -179,7 +179,7 @@ def section(results):
     absent = [name for name, version in m["versions"].items() if not version]
     text = f"### {m['device']}\n\nDriver {m['driver'] or 'unknown'}, CUDA {m['cuda']}; {', '.join(here)}."
     text += f" Absent: {', '.join(absent)}.\n\n" if absent else "\n\n"
-    text += "What is wanted, as the peer's time over ours in the same run:\n\n"
+    text += "What is wanted on an H100, as the peer's time over ours in the same run:\n\n"
     text += table(["", "case", "peer", "wanted", "measured", ""], wanted(results))
     if results.steps:
         text += "\nWhole training steps, the fastest setting of each peer:\n\n"
