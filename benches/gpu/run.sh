@@ -9,7 +9,8 @@ usage() {
   cat <<'TEXT'
 bash run.sh [PART...]     without a part: all of them, in this order
 
-  correct     a training run twice, and one killed and resumed: same bits; the losses of the CPU; every kernel against the CPU
+  correct     a training run twice, and one killed and resumed: same bits; the losses of the CPU; every kernel
+              against the CPU; the codes that bitsandbytes' NF4 has otherwise on the GPU, counted
   memcheck    the tests of the kernels under compute-sanitizer, a module at a time: bad accesses to memory
   racecheck   the same: races in shared memory
   measure     our kernels timed, then those of PyTorch and others at the same cases (gpu_kernels.json)
@@ -100,6 +101,14 @@ train() {
 # What the tests of the kernels are told to run on.
 on_gpu=(env QLORA_TEST_DEVICE=cuda "QLORA_KERNELS=$PWD/kernels")
 
+# Whether the Python has these modules; if not, a row says so.
+has() {
+  rm -f "$out/$1.log"
+  "$python" -c "import $2" >/dev/null 2>&1 && return
+  row "$1" absent 0 "no $2 for $python is here"
+  return 1
+}
+
 # A run that writes a checkpoint every few steps, killed at its twentieth, then resumed to its end in the same folder.
 killed_and_resumed() {
   local folder=$out/run-resumed line pid
@@ -130,6 +139,9 @@ correct() {
   # What the compiler says of the kernels (usage) is looked at where they are compiled.
   # shellcheck disable=SC2086
   step conformance "${on_gpu[@]}" ./conformance --test-threads 1 --skip usage:: ${TESTS:+${TESTS// /:: }::}
+  # bitsandbytes on the GPU against its CPU path, which the tests hold ours to.
+  has nf4-of-bitsandbytes 'torch, bitsandbytes' &&
+    step nf4-of-bitsandbytes "$python" peers/nf4_count.py tests/golden/nf4/nf4.safetensors
 }
 
 # The tests under one tool of compute-sanitizer, a process a module, so that what hangs or takes long costs no other's result.
@@ -156,18 +168,10 @@ racecheck() {
   sanitize racecheck
 }
 
-has_torch() {
-  rm -f "$out/$1.log"
-  "$python" -c 'import torch' >/dev/null 2>&1 || {
-    row "$1" absent 0 "no torch for $python is here"
-    return 1
-  }
-}
-
 measure() {
   local budget
   must='TFLOP/s' step bench env QLORA_KERNELS="$PWD/kernels" ./bench --bench
-  has_torch peers || return
+  has peers torch || return
   # Each library's process may outlive the budget by a minute.
   budget=$(($(left) - 75))
   budget=$((budget > 300 ? 300 : budget > 1 ? budget : 1))
@@ -175,7 +179,7 @@ measure() {
 }
 
 steps() {
-  has_torch steps || return
+  has steps torch || return
   step steps "$python" peers/gpu_steps.py --engine ./qlora-engine --work "$PWD/work" --budget $(($(left) - 15)) \
     --json "$out/gpu_steps${MODELS:+-${MODELS//,/-}}.json" ${MODELS:+--models "$MODELS"}
 }
@@ -191,15 +195,16 @@ done
 echo
 cat "$out/environment.log"
 for part in "$@"; do
-  echo
   case $part in
     measure)
+      echo
       grep -aE '^(time|bench|[A-Za-z0-9_.-]+ .*(TFLOP|GB)/s)' "$out/bench.log"
       tables=peers
       ;;
     steps) tables=steps ;;
     *) continue ;;
   esac
+  echo
   # The table, or the one line that says why there is none.
   [ ! -f "$out/$tables.log" ] || { grep -q '^done:' "$out/$tables.log" && sed -n '/^done:/,$p' "$out/$tables.log"; } ||
     tail -1 "$out/$tables.log"
