@@ -201,17 +201,25 @@ def step_name(row):
     return ", ".join(filter(None, [row["model"], count, row["peer"]]))
 
 
+def is_ours(row):
+    return str(row.get("peer")).startswith("qlora-engine")
+
+
 def read_steps(results, said, path):
-    """The rows of a file; ours must be in the same one, so that both ran beside each other."""
+    """The rows of a file; ours has to be in the same one, so that both ran beside each other."""
     ours, peers, least = {}, {}, {}
+    beside = {(r.get("model"), r.get("tokens")) for r in said["rows"] if isinstance(r, dict) and "ms" in r and is_ours(r)}
     for row, what, where in rows_of(said, path, STEP_ROW, step_name):
         if "ms" not in row:
             keys(row, where, STEP_ROW | {"note"}, STEP_SAID)
             results.remarks.append(f"{what}: {row['note']}")
             continue
+        mine, case = is_ours(row), (row["model"], row["tokens"])
+        if case not in beside:
+            results.remarks.append(f"{what} is not compared: no run of ours was timed beside it")
+            continue
         keys(row, where, STEP_ROW | STEP_TIMED, STEP_SAID | {"least_ms"})
-        run, case = run_of(row, where), (row["model"], row["tokens"])
-        mine, off = row["peer"].startswith("qlora-engine"), row["loss_off"]
+        run, off = run_of(row, where), row["loss_off"]
         why = row.get("note")
         if off > LOSS_LIMIT:
             why = f"its losses are off by {off:.1e} from ours, the limit is {LOSS_LIMIT}"
@@ -225,13 +233,10 @@ def read_steps(results, said, path):
             results.remarks.append(f"{what} is not compared: {why}")
         else:
             (ours if mine else peers).setdefault(case, []).append(run)
-    for case in ours.keys() | peers.keys():
-        where = f"{path}: {case[0]}, {case[1]} tokens"
-        if case not in ours:
-            raise Refused(f"{where}: has no run of ours beside the others")
+    for case, runs in ours.items():
         if case in results.steps:
-            raise Refused(f"{where}: stands in another file as well")
-        slower = max(ours[case], key=lambda run: run.ms)
+            raise Refused(f"{path}: {case[0]}, {case[1]} tokens: stands in another file as well")
+        slower = max(runs, key=lambda run: run.ms)
         results.steps[case] = Steps(slower, peers.get(case, []), least.get(case, {}))
 
 

@@ -1,4 +1,4 @@
-"""Counts where bitsandbytes quantises to NF4 otherwise on a GPU than on the CPU, which ours equals bit for bit (tests/kernels/nf4.rs).
+"""Counts where bitsandbytes quantises to NF4 otherwise on a GPU than on the CPU, whose bits ours has (tests/kernels/nf4.rs).
 
     python3 benches/peers/nf4_count.py tests/golden/nf4/nf4.safetensors      # the cases of the tests, and a large matrix
 

@@ -73,6 +73,11 @@ def verdict(measured, least):
     return "not measured" if measured is None else "reached" if measured >= least else "**not reached**"
 
 
+def cases_of(results):
+    """Kernels that we or a peer have a figure of."""
+    return list(dict.fromkeys([*results.ours, *results.kernels]))
+
+
 # ---- what is wanted
 
 
@@ -85,12 +90,13 @@ def wanted(results):
         rows.append([what, case, peer, f"{least:g}", said, verdict(measured, least)])
 
     for what, pattern, which, least in KERNELS_WANTED:
-        cases = [case for case in results.ours if pattern and re.search(pattern, case)]
+        cases = [case for case in cases_of(results) if pattern and re.search(pattern, case)]
         for case in cases or [""]:
-            peer = fastest(results.kernels.get(case, []), which) if case else None
-            row(what, case, peer.name if peer else "", least, peer.us / results.ours[case][0] if peer else None)
+            peer = fastest(results.kernels.get(case, []), which)
+            measured = peer.us / results.ours[case][0] if peer and case in results.ours else None
+            row(what, case, peer.name if peer else "", least, measured)
     what, both, forward, least = BACKWARD_WANTED
-    cases = [case for case in results.ours if re.search(r" attention \S+ fwd \+ bwd$", case)]
+    cases = [case for case in cases_of(results) if re.search(r" attention \S+ fwd \+ bwd$", case)]
     for case in cases or [""]:
         row(what, case.replace("fwd + bwd", "(fwd + bwd) - fwd"), both, least, backward(results, case, both, forward))
     for model, tokens, family, least in STEPS_WANTED:
@@ -138,10 +144,11 @@ def kernel_rows(results):
         return f"{us:.1f}" + (" (launched)" if how == "launched" else "")
 
     rows = []
-    for case, (us, how) in results.ours.items():
-        peer = fastest(results.kernels.get(case, []))
-        theirs = [peer.name, shown(peer.us, peer.how), f"{peer.us / us:.2f}"] if peer else ["none timed", "", ""]
-        rows.append([case, shown(us, how), *theirs])
+    for case in cases_of(results):
+        ours, peer = results.ours.get(case), fastest(results.kernels.get(case, []))
+        theirs = [peer.name, shown(peer.us, peer.how)] if peer else ["none timed", ""]
+        ratio = f"{peer.us / ours[0]:.2f}" if peer and ours else ""
+        rows.append([case, shown(*ours) if ours else "none", *theirs, ratio])
     return rows
 
 
@@ -190,8 +197,8 @@ def section(results):
         text += table(["case", "ours, us", "peer", "its us", "times as fast"], kernel_rows(results))
         text += "\n</details>\n"
     if projected := projections(results):
-        text += "\n**Projected, not measured**: the least time of a step by the peak figures of a card that was not here, over the share\n"
-        text += f"of its own least time that the {m['device']} reached; another card may reach another share.\n\n"
+        text += "\n**Projected, not measured**: the least time of a step by the peak figures of a card that was not here, over the\n"
+        text += f"share of its own least time that the {m['device']} reached; another card may reach another share.\n\n"
         head = ["model", "tokens", "card", "its least ms", "share reached here", "projected ms"]
         text += table(head, projected)
     if results.remarks:
