@@ -197,8 +197,8 @@ def section(results):
         text += table(["case", "ours, us", "peer", "its us", "times as fast"], kernel_rows(results))
         text += "\n</details>\n"
     if projected := projections(results):
-        text += "\n**Projected, not measured**: the least time of a step by the peak figures of a card that was not here, over the\n"
-        text += f"share of its own least time that the {m['device']} reached; another card may reach another share.\n\n"
+        text += "\n**Projected, not measured**: the least time of a step by the peak figures of a card that was not here, over\n"
+        text += f"the share of its own least time that the {m['device']} reached; another card may reach another share.\n\n"
         head = ["model", "tokens", "card", "its least ms", "share reached here", "projected ms"]
         text += table(head, projected)
     if results.remarks:
