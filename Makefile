@@ -12,7 +12,7 @@ LIBCLANG_PATH ?= $(CURDIR)/$(TOOLCHAIN)/clang/native
 export LIBCLANG_PATH
 KERNEL_FEATURES := --features host-kernels,bindings
 
-.PHONY: tools setup nvcc demo soak test test-asan bindings kernels-report gpu-bundle bench
+.PHONY: tools setup nvcc demo soak test test-asan test-results bindings kernels-report gpu-bundle bench
 
 # Checks for what a build needs, and says how to get it. Cargo fetches the rest.
 tools:
@@ -36,11 +36,16 @@ demo: tools
 	bash assets/demo.sh
 
 # Format, lints and every test.
-test: setup
+test: setup test-results
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets $(KERNEL_FEATURES) -- -D warnings
 	$(CARGO) test $(KERNEL_FEATURES)
 	$(MAKE) test-asan
+
+# That README.md's performance tables are what the committed results say, and the tests of the script that writes them.
+test-results:
+	python3 benches/peers/readme_table.py --check
+	python3 benches/peers/test_readme_table.py --quiet
 
 # The host-run kernels under AddressSanitizer. Dependencies are shared with the other tests; code for GPUs is not needed.
 test-asan: setup

@@ -48,7 +48,7 @@ done
 cp tests/golden/models/nf4.safetensors "$out/tests/golden/models/"
 cp -r tests/golden/nf4 "$out/tests/golden/"
 mkdir "$out/peers"
-cp benches/peers/gpu_common.py benches/peers/gpu_kernels.py benches/peers/gpu_steps.py "$out/peers/"
+cp benches/peers/gpu_common.py benches/peers/gpu_kernels.py benches/peers/gpu_steps.py benches/peers/nf4_count.py "$out/peers/"
 
 # What the executables ask of the machine: the C library of the oldest system in use, and no C++ library.
 for exe in qlora-engine conformance bench; do
