@@ -154,7 +154,10 @@ fn the_kernels_can_be_timed() {
             .measurement_time(std::time::Duration::from_nanos(1));
         let card = Card { name: "stub".into(), memory: 4 << 30, flops: 1e12, bandwidth: 1e11, chip: Chip::STAND_IN };
         let sizes = cases::Sizes { tokens: 40, labelled: 8, keys: 33, blocks: 1 };
-        let all = cases::of_layer(("small", 64, 128, 2, 1, 64, 96), sizes);
+        let layer = ("small", 64, 128, 2, 1, 64, 96);
+        let mut all = cases::of_layer(layer, sizes);
+        all.extend(cases::of_many_tokens(layer, 48));
+        assert!(all.iter().any(|case| case.name == "small@48 linear 128x64 nf4 fwd"));
         let count = |how| all.iter().filter(|case| case.how == how).count();
         let counts = [How::Graph, How::Launched, How::Asking].map(count);
         assert!(all.len() > 25 && counts[1..] == [1, 3], "{counts:?}");

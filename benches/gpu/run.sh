@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
 
-parts=(correct memcheck racecheck measure steps)
+parts=(correct memcheck racecheck measure tiles steps)
 usage() {
   cat <<'TEXT'
 bash run.sh [PART...]     without a part: all of them, in this order
@@ -14,6 +14,7 @@ bash run.sh [PART...]     without a part: all of them, in this order
   memcheck    the tests of the kernels under compute-sanitizer, a module at a time: bad accesses to memory
   racecheck   the same: races in shared memory
   measure     our kernels timed, then those of PyTorch and others at the same cases (gpu_kernels.json)
+  tiles       the products in every tile: the line of src/ops/tiles.rs, and on an H100 where wgmma wins
   steps       whole training steps beside transformers + PEFT, Liger and Unsloth (gpu_steps.json)
 
 Variables, with what they are unless set:
@@ -171,11 +172,20 @@ racecheck() {
 measure() {
   local budget
   must='TFLOP/s' step bench env QLORA_KERNELS="$PWD/kernels" ./bench --bench
+  # The layers by wgmma, which no rule chooses yet.
+  if grep -q 'compute capability 9.0' "$out/environment.log"; then
+    must='TFLOP/s' step bench-wgmma env QLORA_KERNELS="$PWD/kernels" QLORA_GEMM_TILE=wgmma-256 QLORA_NF4_PATH=scratch \
+      ./bench --bench linear
+  fi
   has peers torch || return
   # Each library's process may outlive the budget by a minute.
   budget=$(($(left) - 75))
   budget=$((budget > 300 ? 300 : budget > 1 ? budget : 1))
   step peers "$python" peers/gpu_kernels.py --ours "$out/bench.log" --json "$out/gpu_kernels.json" --budget "$budget"
+}
+
+tiles() {
+  must='the line for src/ops/tiles.rs' step tiles env QLORA_KERNELS="$PWD/kernels" ./bench tiles
 }
 
 steps() {
@@ -198,8 +208,15 @@ for part in "$@"; do
   case $part in
     measure)
       echo
-      grep -aE '^(time|bench|[A-Za-z0-9_.-]+ .*(TFLOP|GB)/s)' "$out/bench.log"
+      for log in "$out"/bench.log "$out"/bench-wgmma.log; do
+        [ ! -f "$log" ] || { echo "$(basename "$log" .log):" && grep -aE '^[^ ]+ .*((TFLOP|GB)/s|failed:)|, medians of ' "$log"; }
+      done
       tables=peers
+      ;;
+    tiles)
+      echo
+      grep -aE '^[A-Za-z0-9]+ .*TFLOP/s|tiles.rs' -A1 "$out/tiles.log"
+      continue
       ;;
     steps) tables=steps ;;
     *) continue ;;

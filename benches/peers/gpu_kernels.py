@@ -46,6 +46,8 @@ TOKENS, HEAD_ROWS, RANK, SCALE, EPS = 1024, 256, 16, 2.0, 1e-6
 # As benches/kernels/cases/sample.rs and embedding.rs.
 TOP_K, TABLE_ROWS_A_TOKEN = 50, 8
 DRY_TOKENS, DRY_HEAD_ROWS = 32, 8
+# The model that also has cases of so many tokens.
+LONG_MODEL, LONG_TOKENS, DRY_LONG_TOKENS = "Llama-2-7B", 4096, 64
 LIBRARIES = ("torch", "compile", "bitsandbytes", "liger", "unsloth")
 MODULES = {"bitsandbytes": "bitsandbytes", "liger": "liger_kernel.transformers", "unsloth": "unsloth"}
 
@@ -86,23 +88,12 @@ def cases(dry):
         turned = tokens * (heads + kv_heads) * dim
         shape = {"heads": heads, "kv_heads": kv_heads, "dim": dim}
         add(f"rope {heads}/{kv_heads}x{dim}", "rope", 3 * turned, 4 * turned + 4 * tokens * dim, **shape)
-        width, kv, adapter = heads * dim, kv_heads * dim, 2 * tokens * RANK * (mlp + hidden)
-        for way in ("fwd", "fwd + bwd"):
-            back = way != "fwd"
-            flops = tokens * (tokens + 1) / 2 * width * (14 if back else 4)
-            nbytes = 2 * tokens * (2 * width + 2 * kv) * (3 if back else 1)
-            add(f"attention {heads}/{kv_heads}x{dim} {way}", f"attention {way}", flops, nbytes, **shape)
-            for kind in ("nf4", "bf16"):
-                weights = mlp * hidden * (0.516 if kind == "nf4" else 2)
-                product = 2 * tokens * mlp * hidden
-                flops = 2 * product + 3 * adapter if back else product + adapter
-                nbytes = (weights + 2 * tokens * (mlp + hidden)) * (2 if back else 1)
-                name = f"linear {mlp}x{hidden} {kind} {way}"
-                op = f"linear {kind} {'bwd' if back else 'fwd'}"
-                add(name, op, flops, nbytes, out=mlp, inn=hidden)
+        width, kv = heads * dim, kv_heads * dim
+        made += trained(model, tokens, hidden, mlp, heads, kv_heads, dim)
+        for times, way in ((1, "fwd"), (2, "fwd + bwd")):
             # Without an adapter, in float16.
-            times, nbytes = 2 if back else 1, 0.516 * mlp * hidden + 2 * tokens * (mlp + hidden)
-            name, op = f"linear {mlp}x{hidden} nf4 f16 {way}", f"linear f16 {'bwd' if back else 'fwd'}"
+            nbytes = 0.516 * mlp * hidden + 2 * tokens * (mlp + hidden)
+            name, op = f"linear {mlp}x{hidden} nf4 f16 {way}", f"linear f16 {'bwd' if times == 2 else 'fwd'}"
             add(name, op, times * 2 * tokens * mlp * hidden, times * nbytes, out=mlp, inn=hidden)
         flops, nbytes = 4 * head_rows * hidden * vocab, 4 * hidden * vocab
         add(f"linear_cross_entropy {vocab}x{hidden}", "head", flops, nbytes, rows=head_rows, hidden=hidden, vocab=vocab)
@@ -124,6 +115,29 @@ def cases(dry):
         n = sum(a * b for a, b in shapes)
         # Reads parameter, gradient and both moments, writes three of them; the norm reads the gradient once more.
         add(f"adamw + clip {n}", "adamw", 15 * n, 32 * n, shapes=shapes)
+        if dry or model == LONG_MODEL:
+            long = DRY_LONG_TOKENS if dry else LONG_TOKENS
+            made += trained(f"{model}@{long}", long, hidden, mlp, heads, kv_heads, dim)
+    return made
+
+
+def trained(model, tokens, hidden, mlp, heads, kv_heads, dim):
+    """Attention and the layers with an adapter, as they are trained."""
+    made = []
+    width, kv, adapter = heads * dim, kv_heads * dim, 2 * tokens * RANK * (mlp + hidden)
+    shape = {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, "dim": dim}
+    for way in ("fwd", "fwd + bwd"):
+        back = way != "fwd"
+        flops = tokens * (tokens + 1) / 2 * width * (14 if back else 4)
+        nbytes = 2 * tokens * (2 * width + 2 * kv) * (3 if back else 1)
+        made.append(Case(f"{model} attention {heads}/{kv_heads}x{dim} {way}", f"attention {way}", shape, flops, nbytes))
+        for kind in ("nf4", "bf16"):
+            weights = mlp * hidden * (0.516 if kind == "nf4" else 2)
+            product = 2 * tokens * mlp * hidden
+            flops = 2 * product + 3 * adapter if back else product + adapter
+            nbytes = (weights + 2 * tokens * (mlp + hidden)) * (2 if back else 1)
+            name, op = f"{model} linear {mlp}x{hidden} {kind} {way}", f"linear {kind} {'bwd' if back else 'fwd'}"
+            made.append(Case(name, op, {"tokens": tokens, "out": mlp, "inn": hidden}, flops, nbytes))
     return made
 
 

@@ -37,13 +37,8 @@ pub fn of_layer((model, hidden, mlp, heads, kv_heads, head_dim, vocab): Layer, s
     let turned = rope::Heads { tokens: s.tokens, heads, kv_heads, head_dim };
     all.push(rope::alone(model, turned));
     all.extend([false, true].map(|backward| rope::with_norm(model, turned, backward)));
-    for backward in [false, true] {
-        all.push(attention::trained(model, s.tokens, heads, kv_heads, head_dim, backward));
-        for nf4 in [true, false] {
-            all.push(linear::trained(model, s.tokens, mlp, hidden, nf4, backward));
-        }
-        all.push(linear::bare_f16(model, s.tokens, mlp, hidden, backward));
-    }
+    all.extend(trained((model, hidden, mlp, heads, kv_heads, head_dim, vocab), s.tokens));
+    all.extend([false, true].map(|backward| linear::bare_f16(model, s.tokens, mlp, hidden, backward)));
     all.push(head::case(model, s.labelled, hidden, vocab));
     all.push(nf4::dequantise(model, mlp, hidden));
     all.push(nf4::quantise(model, mlp, hidden));
@@ -58,5 +53,25 @@ pub fn of_layer((model, hidden, mlp, heads, kv_heads, head_dim, vocab): Layer, s
     let (width, kv) = (heads * head_dim, kv_heads * head_dim);
     let sides = 2 * (width + hidden) + 2 * (kv + hidden) + 3 * (mlp + hidden);
     all.push(optimizer::case(model, s.blocks * linear::RANK * sides));
+    all
+}
+
+/// Attention and the layers with an adapter, as they are trained.
+fn trained((model, hidden, mlp, heads, kv_heads, head_dim, _): Layer, tokens: usize) -> Vec<Case> {
+    let mut all = Vec::new();
+    for backward in [false, true] {
+        all.push(attention::trained(model, tokens, heads, kv_heads, head_dim, backward));
+        for nf4 in [true, false] {
+            all.push(linear::trained(model, tokens, mlp, hidden, nf4, backward));
+        }
+    }
+    all
+}
+
+/// The same with more tokens, which the names say.
+pub fn of_many_tokens(layer: Layer, tokens: usize) -> Vec<Case> {
+    let mut all = trained(layer, tokens);
+    let named = format!("{}@{tokens}", layer.0);
+    all.iter_mut().for_each(|case| case.name = case.name.replacen(layer.0, &named, 1));
     all
 }
