@@ -144,10 +144,10 @@ QE_DEV void forward(const AttentionFwd& p) {
 struct Pair {
   float p, ds;
 };
-template <class P>
+template <bool PLAIN, class P>
 QE_DEV Pair pair_of(const P& p, const Scores& how, float qk, float dp, float lse2, float delta, int distance) {
   float slack = 1.0f;
-  if (!how.plain) qk = score(p, how.slope, qk, distance, &slack);
+  if (!PLAIN) qk = score(p, how.slope, qk, distance, &slack);
   const float prob = exp2_approx(qk * how.factor - lse2);
   return {prob, p.scale * slack * prob * (dp - delta)};
 }
@@ -170,7 +170,13 @@ QE_DEV void backward_q(const AttentionBwd& p) {
   bf16* q_tile = kKept ? k_tile : tiles + 2 * KEYS * DIM;
   bf16* do_tile = kKept ? v_tile : q_tile + kTile * DIM;
   const Rows<const bf16> q = head_of(p.q, p.heads, head, p.head_dim), d_o = head_of(p.d_o, p.heads, head, p.head_dim);
-  const Rows<const bf16> k = head_of(p.k, p.kv_heads, kv, p.head_dim), v = head_of(p.v, p.kv_heads, kv, p.head_dim);
+  // (Where a head lies is worked out anew each time: registers are scarce.)
+  const auto fetch_k = [&](int key) {
+    fetch<DIM, KEYS, ATTENTION_BLOCK>(k_tile, head_of(p.k, p.kv_heads, kv, p.head_dim), key, past);
+  };
+  const auto fetch_v = [&](int key) {
+    fetch<DIM, KEYS, ATTENTION_BLOCK>(v_tile, head_of(p.v, p.kv_heads, kv, p.head_dim), key, past);
+  };
   fetch<DIM, kTile, ATTENTION_BLOCK>(q_tile, q, first, past);
   fetch<DIM, kTile, ATTENTION_BLOCK>(do_tile, d_o, first, past);
   cp_async_commit();
@@ -197,9 +203,9 @@ QE_DEV void backward_q(const AttentionBwd& p) {
   const Scores how = scores_of(p, head);
   float dq[DIM / 8][4];
   clear(dq);
-  fetch<DIM, KEYS, ATTENTION_BLOCK>(v_tile, v, begin, past);
+  fetch_v(begin);
   cp_async_commit();
-  fetch<DIM, KEYS, ATTENTION_BLOCK>(k_tile, k, begin, past);
+  fetch_k(begin);
   cp_async_commit();
   for (int key = begin; key < past; key += KEYS) {
     const bool more = key + KEYS < past;
@@ -209,21 +215,32 @@ QE_DEV void backward_q(const AttentionBwd& p) {
     d_outs.matmul(dp, v_tile);
     cp_async_wait<0>();
     sync_block();  // K complete; V read by all
-    if (more) fetch<DIM, KEYS, ATTENTION_BLOCK>(v_tile, v, key + KEYS, past);
+    if (more) fetch_v(key + KEYS);
     cp_async_commit();
     const bool masked = key + KEYS > first || all_see > key;
 #pragma unroll
     for (int part = 0; part < KEYS; part += kPart) {
       float s[kPart / 8][4];
       queries.matmul(s, k_tile + part * DIM);
+      const int at = key + part + frag_col();  // the key of s[0][0]
+      with_plain(how, [&](auto plain) {
 #pragma unroll
-      for (int n = 0; n < kPart / 8; ++n)
+        for (int n = 0; n < kPart / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int j = key + part + 8 * n + frag_col() + e % 2, i = row[e / 2];
-          const float ds = pair_of(p, how, s[n][e], dp[part / 8 + n][e], lse2[e / 2], delta[e / 2], j - i).ds;
-          s[n][e] = masked && (j < low[e / 2] || j > i) ? 0.0f : ds;
-        }
+          for (int e = 0; e < 4; ++e) {
+            const int distance = at + 8 * n + e % 2 - row[e / 2];
+            s[n][e] = pair_of<plain.value>(p, how, s[n][e], dp[part / 8 + n][e], lse2[e / 2], delta[e / 2], distance).ds;
+          }
+      });
+      if (masked) {
+#pragma unroll
+        for (int n = 0; n < kPart / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int j = at + 8 * n + e % 2;
+            if (j < low[e / 2] || j > row[e / 2]) s[n][e] = 0;
+          }
+      }
 #pragma unroll
       for (int i = 0; i < kPart / 16; ++i) {
         unsigned a[4];
@@ -232,7 +249,7 @@ QE_DEV void backward_q(const AttentionBwd& p) {
       }
     }
     sync_block();  // K read by all
-    if (more) fetch<DIM, KEYS, ATTENTION_BLOCK>(k_tile, k, key + KEYS, past);
+    if (more) fetch_k(key + KEYS);
     cp_async_commit();
   }
   cp_async_wait<0>();
@@ -260,31 +277,36 @@ QE_DEV void backward_kv(const AttentionBwd& p) {
   const int past = min(first + kTile, spans.rows());
   // Queries first .. end see some key of the tile; those before all_seen, past the diagonal, see all.
   const int end = spans.past_query(past - 1), all_seen = past - first == kTile ? spans.past_query(first) : 0;
-  const int steps = (end - first + QUERIES - 1) / QUERIES;
 
   KvSmem<DIM, QUERIES>& sm = shared<KvSmem<DIM, QUERIES>>();
   const Rows<const bf16> k = head_of(p.k, p.kv_heads, kv, p.head_dim), v = head_of(p.v, p.kv_heads, kv, p.head_dim);
-  // Step n: queries first + n % steps * QUERIES of the head n / steps of the group.
-  const auto fetch_do = [&](int n) {
-    const Rows<const bf16> from = head_of(p.d_o, p.heads, kv * group + n / steps, p.head_dim);
-    fetch<DIM, QUERIES, kThreads>(sm.d_o, from, first + n % steps * QUERIES, end);
+  // A step: QUERIES queries from `query` on of one head of the group; then the next ones, then the next head's.
+  struct Turn {
+    int head, query;
   };
-  const auto fetch_q = [&](int n) {
-    const int head = kv * group + n / steps, query = first + n % steps * QUERIES;
-    fetch<DIM, QUERIES, kThreads>(sm.q, head_of(p.q, p.heads, head, p.head_dim), query, end);
+  const int past_head = (kv + 1) * group;
+  const auto after = [&](const Turn& x) {
+    return x.query + QUERIES < end ? Turn{x.head, x.query + QUERIES} : Turn{x.head + 1, first};
+  };
+  const auto fetch_do = [&](const Turn& x) {
+    fetch<DIM, QUERIES, kThreads>(sm.d_o, head_of(p.d_o, p.heads, x.head, p.head_dim), x.query, end);
+  };
+  const auto fetch_q = [&](const Turn& x) {
+    fetch<DIM, QUERIES, kThreads>(sm.q, head_of(p.q, p.heads, x.head, p.head_dim), x.query, end);
     const int t = static_cast<int>(threadIdx.x);
     if (t < QUERIES) {
-      const bool valid = query + t < end;
-      const long long at = valid ? static_cast<long long>(query + t) * p.heads + head : 0;
+      const bool valid = x.query + t < end;
+      const long long at = valid ? static_cast<long long>(x.query + t) * p.heads + x.head : 0;
       cp_async4(&sm.lse[t], p.lse + at, valid);
       cp_async4(&sm.delta[t], p.delta + at, valid);
     }
   };
   fetch<DIM, kTile, kThreads>(sm.v, v, first, past);
-  fetch_do(0);
+  Turn now{kv * group, first};
+  fetch_do(now);
   cp_async_commit();
   fetch<DIM, kTile, kThreads>(sm.k, k, first, past);
-  fetch_q(0);
+  fetch_q(now);
   cp_async_commit();
 
   const int own = warp() / PARTS * kWarpRows, chunk = warp() % PARTS * kColumns;
@@ -299,10 +321,10 @@ QE_DEV void backward_kv(const AttentionBwd& p) {
   float dk[kColumns][4], dv[kColumns][4];
   clear(dk);
   clear(dv);
-  for (int n = 0; n < group * steps; ++n) {
-    const int query = first + n % steps * QUERIES;
-    const bool more = n + 1 < group * steps;
-    const Scores how = scores_of(p, kv * group + n / steps);
+  while (now.head < past_head) {
+    const Turn next = after(now);
+    const bool more = next.head < past_head;
+    const Scores how = scores_of(p, now.head);
     float s[QUERIES / 8][4], dp[QUERIES / 8][4];
     cp_async_wait<1>();
     sync_block();  // d_o (at first V too) complete
@@ -310,18 +332,29 @@ QE_DEV void backward_kv(const AttentionBwd& p) {
     cp_async_wait<0>();
     sync_block();  // Q, lse, delta (at first K too) complete
     keys.matmul(s, sm.q);
-    const bool masked = query < first + kTile || query + QUERIES > all_seen;
+    const int at = now.query + frag_col();  // the query of s[0][0]
+    with_plain(how, [&](auto plain) {
 #pragma unroll
-    for (int c = 0; c < QUERIES / 8; ++c) {
-      const Pack<float, 2> lse = load<2>(&sm.lse[8 * c + frag_col()]), delta = load<2>(&sm.delta[8 * c + frag_col()]);
+      for (int c = 0; c < QUERIES / 8; ++c) {
+        const Pack<float, 2> lse = load<2>(&sm.lse[8 * c + frag_col()]), delta = load<2>(&sm.delta[8 * c + frag_col()]);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = query + 8 * c + frag_col() + e % 2, j = row[e / 2];
-        const Pair x = pair_of(p, how, s[c][e], dp[c][e], lse.v[e % 2] * kLog2e, delta.v[e % 2], j - i);
-        const bool hidden = masked && (i < j || i >= high[e / 2]);
-        s[c][e] = hidden ? 0.0f : x.p;
-        dp[c][e] = hidden ? 0.0f : x.ds;
+        for (int e = 0; e < 4; ++e) {
+          const int distance = row[e / 2] - (at + 8 * c + e % 2);
+          const Pair x =
+              pair_of<plain.value>(p, how, s[c][e], dp[c][e], lse.v[e % 2] * kLog2e, delta.v[e % 2], distance);
+          s[c][e] = x.p;
+          dp[c][e] = x.ds;
+        }
       }
+    });
+    if (now.query < first + kTile || now.query + QUERIES > all_seen) {
+#pragma unroll
+      for (int c = 0; c < QUERIES / 8; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int i = at + 8 * c + e % 2;
+          if (i < row[e / 2] || i >= high[e / 2]) s[c][e] = dp[c][e] = 0;
+        }
     }
 #pragma unroll
     for (int i = 0; i < QUERIES / 16; ++i) {
@@ -330,7 +363,7 @@ QE_DEV void backward_kv(const AttentionBwd& p) {
       matmul_cols<DIM>(dv, a, sm.d_o, i, chunk);
     }
     sync_block();  // d_o read by all
-    if (more) fetch_do(n + 1);
+    if (more) fetch_do(next);
     cp_async_commit();
 #pragma unroll
     for (int i = 0; i < QUERIES / 16; ++i) {
@@ -339,8 +372,9 @@ QE_DEV void backward_kv(const AttentionBwd& p) {
       matmul_cols<DIM>(dk, a, sm.q, i, chunk);
     }
     sync_block();  // Q, lse, delta read by all; at the end K and V too
-    if (more) fetch_q(n + 1);
+    if (more) fetch_q(next);
     cp_async_commit();
+    now = next;
   }
   cp_async_wait<0>();
   const Rows<bf16> to_k = head_of(p.dk, p.kv_heads, kv, p.head_dim), to_v = head_of(p.dv, p.kv_heads, kv, p.head_dim);

@@ -2,6 +2,7 @@
 
 #include "include/nf4.cuh"
 #include "include/qe.cuh"
+#include "include/stream.cuh"
 
 namespace {
 using namespace qe;
@@ -95,9 +96,10 @@ QE_DEV void quantise(const Nf4Quantise& p, const T* x) {
 }
 
 QE_DEV void write(bf16* y, const float (&v)[kPack]) {
-  Pack<bf16, kPack> out;
-  for (int i = 0; i < kPack; ++i) out.v[i] = to_bf16(v[i]);
-  store(y, out);
+  Pack<unsigned, kPack / 2> out;
+#pragma unroll
+  for (int i = 0; i < kPack / 2; ++i) out.v[i] = pack_bf16(v[2 * i], v[2 * i + 1]);
+  store16(y, out);
 }
 QE_DEV void write(float* y, const float (&v)[kPack]) {
   store(y, Pack<float, 4>{v[0], v[1], v[2], v[3]});

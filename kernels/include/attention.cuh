@@ -19,12 +19,13 @@ QE_DEV int frag_row() { return lane() >> 2; }
 QE_DEV int frag_col() { return 2 * (lane() & 3); }
 
 // ---------------------------------------------------------------------------------------------------- tiles
-// A tile is (rows, DIM) bf16 in shared memory. Its chunks are permuted within each row, so that the eight rows that
-// ldmatrix reads at one column fall into eight different groups of four banks.
+// A tile is (rows, DIM) bf16 in shared memory. Its chunks are permuted within each row, kGroup neighbours among themselves, so
+// that the eight rows that ldmatrix reads at one column fall into eight different groups of four banks.
+template <int DIM>
+constexpr int kGroup = DIM / kPack % 8 == 0 ? 8 : DIM / kPack % 4 == 0 ? 4 : 2;
 template <int DIM>
 QE_DEV int place(int row, int chunk) {
-  constexpr int kChunks = DIM / kPack;
-  const int turn = kChunks % 8 == 0 ? row & 7 : kChunks % 4 == 0 ? row >> 1 & 3 : kChunks % 2 == 0 ? row >> 2 & 1 : 0;
+  const int turn = kGroup<DIM> == 8 ? row & 7 : kGroup<DIM> == 4 ? row >> 1 & 3 : row >> 2 & 1;
   return row * DIM + (chunk ^ turn) * kPack;
 }
 
@@ -56,7 +57,7 @@ QE_DEV void fetch(bf16* tile, const Rows<const bf16>& from, int first, int past)
     const int rows = chunk * kPack < from.dim ? past - first - row : 0;
 #pragma unroll
     for (int i = 0; i < ROWS / kStep; ++i) {
-      cp_async16(tile + place<DIM>(row + i * kStep, chunk), i * kStep < rows ? src : from.at, i * kStep < rows);
+      cp_async16(tile + place<DIM>(row + i * kStep, chunk), src, i * kStep < rows);
       src += kStep * from.stride;
     }
   } else if (from.packed) {
@@ -175,12 +176,15 @@ struct Operand<DIM, false> {
   template <int N>
   QE_DEV void matmul(float (&acc)[N][4], const bf16* other) {
     clear(acc);
-#pragma unroll 2
-    for (int k = 0; k < DIM / 16; ++k) {
-      unsigned a[4];
-      load_a<DIM>(a, own, row, k);
-      matmul_rows<DIM>(acc, a, other, k);
-    }
+    // Places repeat from group to group of chunks: their addresses are worked out once.
+#pragma unroll
+    for (int at = 0; at < DIM; at += kGroup<DIM> * kPack)
+#pragma unroll
+      for (int k = 0; k < kGroup<DIM> / 2; ++k) {
+        unsigned a[4];
+        load_a<DIM>(a, own + at, row, k);
+        matmul_rows<DIM>(acc, a, other + at, k);
+      }
   }
 };
 
@@ -195,6 +199,18 @@ QE_DEV Scores scores_of(const P& p, int head) {
   const float slope = p.slopes != nullptr ? p.slopes[head] : 0.0f;
   const bool plain = slope == 0.0f && !(p.softcap > 0.0f);
   return {plain ? p.scale * kLog2e : kLog2e, slope, plain};
+}
+// Calls f with whether the score is the product as a type: pairs of plain scores then have no branch between them.
+template <bool PLAIN>
+struct Plain {
+  static constexpr bool value = PLAIN;
+};
+template <class F>
+QE_DEV void with_plain(const Scores& how, F f) {
+  if (how.plain)
+    f(Plain<true>{});
+  else
+    f(Plain<false>{});
 }
 // `distance` is j - i. `*slack` becomes the derivative by the product, over the scale.
 template <class P>

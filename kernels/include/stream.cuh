@@ -1,4 +1,4 @@
-// Reads of what a kernel needs once: past the first-level cache, so that what is read again stays there (PTX ISA 9.0,
+// Streams. Reads of what a kernel needs once: past the first-level cache, so that what is read again stays there (PTX ISA 9.0,
 // ld.global.nc with L1::no_allocate). Nothing may write there while the kernel runs.
 #pragma once
 #include "qe.cuh"
@@ -19,6 +19,18 @@ QE_DEV Pack<unsigned, 4> load_once(const void* at, int line = __builtin_LINE()) 
   Pack<unsigned, 4> x;
   memcpy(&x, at, sizeof x);
   return x;
+}
+#endif
+
+// Writes 16 bytes, aligned to 16, as one access. (Stores of a Pack may be taken apart where the compiler knows each word.)
+#if defined(__CUDACC__)
+QE_DEV void store16(void* at, const Pack<unsigned, 4>& x) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"l"(at), "r"(x.v[0]), "r"(x.v[1]), "r"(x.v[2]), "r"(x.v[3]) : "memory");
+}
+#else
+QE_DEV void store16(void* at, const Pack<unsigned, 4>& x, int line = __builtin_LINE()) {
+  if (reinterpret_cast<uintptr_t>(at) % 16 != 0) host::fail("16 bytes are written at an address that is no multiple of 16", line);
+  memcpy(at, &x, sizeof x);
 }
 #endif
 
