@@ -111,6 +111,17 @@ def write_config(work, kind, steps):
     return path
 
 
+def resident_peak(pid):
+    """The most KiB that a process has had in memory so far; 0 once it has ended.
+
+    (What wait4 says of a child begins with what its parent had when it was started.)"""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+
+
 def measure(command, out):
     """Runs `command`, which writes into `out`; returns its figures."""
     shutil.rmtree(out, ignore_errors=True)
@@ -119,9 +130,10 @@ def measure(command, out):
     log = open(f"{out}.log", "w")
     begin = time.monotonic()
     child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
-    first, rows = None, out / "trainer_log.jsonl"
+    first, rows, peak = None, out / "trainer_log.jsonl", 0
     while True:
-        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+        peak = max(peak, resident_peak(child.pid))
+        pid, status = os.waitpid(child.pid, os.WNOHANG)
         if first is None and rows.exists() and rows.stat().st_size > 0:
             first = time.monotonic() - begin
         if pid:
@@ -136,7 +148,7 @@ def measure(command, out):
         "train s": results["train_runtime"],
         "first step s": first if first is not None else whole,
         "whole s": whole,
-        "peak MiB": usage.ru_maxrss / 1024,
+        "peak MiB": peak / 1024,
         "loss": results["train_loss"],
     }
 
