@@ -14,7 +14,7 @@ use std::time::Duration;
 use cases::Sizes;
 use cases::measure::{SAMPLES, line, time};
 use criterion::{Criterion, criterion_group};
-use qlora_engine::device::{self, Device};
+use qlora_engine::device::{self, Device, HOPPER};
 use qlora_engine::train::target;
 
 /// The GPU that is here; None where there is none, which it says.
@@ -33,7 +33,7 @@ fn gpu() -> Option<Device> {
 fn kernels(c: &mut Criterion) {
     let Some(device) = gpu() else { return };
     let card = target::card_of(&device).expect("it is a GPU");
-    let (l2, hopper) = device.gpu().map_or((0, false), |g| (g.l2, g.capability == (9, 0)));
+    let (l2, hopper) = device.gpu().map_or((0, false), |g| (g.l2, g.capability == HOPPER));
     println!("{}, medians of {SAMPLES} samples; shares of the roofline, by the card's peak figures", card.name);
     let sizes = |blocks| Sizes { tokens: shapes::TOKENS, labelled: 256, keys: 2048, blocks };
     let models = shapes::GPU_LAYERS.into_iter().zip(shapes::GPU_BLOCKS);

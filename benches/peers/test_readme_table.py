@@ -68,6 +68,12 @@ def steps():
     return {"machine": MACHINE, "budget_s": 540.0, "rows": rows}
 
 
+def with_row(value, n, **fields):
+    """Results with other fields in row `n`."""
+    value["rows"][n] |= fields
+    return value
+
+
 class Tables(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -190,11 +196,6 @@ class Tables(unittest.TestCase):
         (self.device / name).unlink()
 
     def test_what_is_refused_of_kernels(self):
-        def changed(n, **fields):
-            value = kernels()
-            value["rows"][n] |= fields
-            return value
-
         name, row = "gpu_kernels.json", "M nf4 dequantise 64x64, bitsandbytes dequantize_4bit"
         nowhere = {k: v for k, v in MACHINE.items() if k != "device"}
         self.refused(name, kernels() | {"machine": MACHINE | {"dry_run": True}}, "dry run")
@@ -208,11 +209,11 @@ class Tables(unittest.TestCase):
         self.refused(name, kernels() | {"ours": {"M x": [math.nan, "graph"]}}, "M x, ours", "us is nan")
         self.refused(name, [], "is no object")
         for us in (math.nan, math.inf, 0, -1.0, None, "1", True):
-            self.refused(name, changed(0, us=us), row, f"us is {us}")
-        self.refused(name, changed(0, off=0.03), row, "off by 0.03, the limit is 0.02")
-        self.refused(name, changed(0, off=math.nan), row, "off is nan")
-        self.refused(name, changed(0, how="guessed"), row, "guessed")
-        self.refused(name, changed(0, warm=1), row, "unknown field warm")
+            self.refused(name, with_row(kernels(), 0, us=us), row, f"us is {us}")
+        self.refused(name, with_row(kernels(), 0, off=0.03), row, "off by 0.03, the limit is 0.02")
+        self.refused(name, with_row(kernels(), 0, off=math.nan), row, "off is nan")
+        self.refused(name, with_row(kernels(), 0, how="guessed"), row, "guessed")
+        self.refused(name, with_row(kernels(), 0, warm=1), row, "unknown field warm")
         for missing in ("off", "how", "gbs"):
             value = kernels()
             del value["rows"][0][missing]
@@ -223,23 +224,18 @@ class Tables(unittest.TestCase):
         self.refused(name, kernels() | {"rows": kernels()["rows"][:1] * 2}, row, "stands there twice")
 
     def test_what_is_refused_of_steps(self):
-        def changed(n, **fields):
-            value = steps()
-            value["rows"][n] |= fields
-            return value
-
         name, row = "gpu_steps.json", "qwen3-0.6b, 512 tokens, PEFT, checkpointing off"
-        self.refused(name, changed(2, ms=math.nan), row, "ms is nan")
-        self.refused(name, changed(2, ms=100.0), row, "the median of its steps is 110.0")
-        self.refused(name, changed(2, loss_off=None), row, "loss_off is None")
-        self.refused(name, changed(2, loss_off=math.nan), row, "loss_off is nan")
-        self.refused(name, changed(2, losses=[10.0, math.nan]), row, "step 2: loss is nan")
-        self.refused(name, changed(2, step_ms=[110.0] * 49 + [None]), row, "step 50: ms is None")
-        self.refused(name, changed(2, timed_steps=19), row, "19 steps were timed, 20 are needed")
-        self.refused(name, changed(2, driver_peak=0), row, "driver_peak is 0")
-        self.refused(name, changed(2, seconds=1), row, "unknown field seconds")
-        self.refused(name, changed(0, loss_off=0.1), "tokens, qlora-engine: its losses are off")
-        self.refused(name, changed(0, least_ms={"here": 0}), "least_ms: here is 0")
+        self.refused(name, with_row(steps(), 2, ms=math.nan), row, "ms is nan")
+        self.refused(name, with_row(steps(), 2, ms=100.0), row, "the median of its steps is 110.0")
+        self.refused(name, with_row(steps(), 2, loss_off=None), row, "loss_off is None")
+        self.refused(name, with_row(steps(), 2, loss_off=math.nan), row, "loss_off is nan")
+        self.refused(name, with_row(steps(), 2, losses=[10.0, math.nan]), row, "step 2: loss is nan")
+        self.refused(name, with_row(steps(), 2, step_ms=[110.0] * 49 + [None]), row, "step 50: ms is None")
+        self.refused(name, with_row(steps(), 2, timed_steps=19), row, "19 steps were timed, 20 are needed")
+        self.refused(name, with_row(steps(), 2, driver_peak=0), row, "driver_peak is 0")
+        self.refused(name, with_row(steps(), 2, seconds=1), row, "unknown field seconds")
+        self.refused(name, with_row(steps(), 0, loss_off=0.1), "tokens, qlora-engine: its losses are off")
+        self.refused(name, with_row(steps(), 0, least_ms={"here": 0}), "least_ms: here is 0")
         value = steps()
         del value["rows"][2]["loss_off"]
         self.refused(name, value, row, "lacks loss_off")
